@@ -1,0 +1,66 @@
+"""Assertions on what fine-tuning did to a model's weights.
+
+The names below are imported when they are first used, so that a test suite that has this plugin
+installed and does not use it pays nothing for it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytest_subnet.checkpoints.base import Checkpoint as Checkpoint
+    from pytest_subnet.checkpoints.opening import open_checkpoint as open_checkpoint
+    from pytest_subnet.errors import CheckpointError as CheckpointError
+    from pytest_subnet.errors import PairMismatchError as PairMismatchError
+    from pytest_subnet.errors import SelectionError as SelectionError
+    from pytest_subnet.errors import SubnetError as SubnetError
+    from pytest_subnet.findings.movement import assert_finite as assert_finite
+    from pytest_subnet.findings.movement import assert_frozen as assert_frozen
+    from pytest_subnet.findings.movement import assert_max_change as assert_max_change
+    from pytest_subnet.findings.movement import assert_updated as assert_updated
+    from pytest_subnet.findings.movement import update_movement as update_movement
+    from pytest_subnet.findings.sparsity import assert_even_sparsity as assert_even_sparsity
+    from pytest_subnet.findings.sparsity import assert_update_sparsity as assert_update_sparsity
+    from pytest_subnet.findings.sparsity import update_sparsity as update_sparsity
+    from pytest_subnet.findings.structure import assert_same_structure as assert_same_structure
+    from pytest_subnet.findings.structure import assert_tied as assert_tied
+    from pytest_subnet.pairs.model_pair import ModelPair as ModelPair
+    from pytest_subnet.pairs.opening import open_pair as open_pair
+    from pytest_subnet.training.recorder import record_update as record_update
+
+_WHERE = {
+    "checkpoints.base": ("Checkpoint",),
+    "checkpoints.opening": ("open_checkpoint",),
+    "errors": ("CheckpointError", "PairMismatchError", "SelectionError", "SubnetError"),
+    "findings.movement": (
+        "assert_finite",
+        "assert_frozen",
+        "assert_max_change",
+        "assert_updated",
+        "update_movement",
+    ),
+    "findings.sparsity": ("assert_even_sparsity", "assert_update_sparsity", "update_sparsity"),
+    "findings.structure": ("assert_same_structure", "assert_tied"),
+    "pairs.model_pair": ("ModelPair",),
+    "pairs.opening": ("open_pair",),
+    "training.recorder": ("record_update",),
+}
+_MODULE = {name: module for module, names in _WHERE.items() for name in names}
+
+__version__ = "0.1.0"
+__all__ = sorted(_MODULE)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    value: object = getattr(importlib.import_module(f"{__name__}.{_MODULE[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,157 @@
+"""What a checkpoint is: a read-only mapping from name to tensor, read piece by piece."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, NamedTuple
+
+from pytest_subnet.checkpoints.dtypes import DTYPES
+from pytest_subnet.errors import CheckpointError
+from pytest_subnet.text import nearest, safe
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Mapping, Sequence
+    from typing import TypeAlias
+
+    import numpy as np
+    import torch
+
+    Buffer: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.uint8]] | torch.Tensor"
+    """Raw bytes in one row: a numpy array on the CPU, a uint8 tensor on a device."""
+
+_HASH_PIECE = 8 * 1024 * 1024
+
+
+class TensorInfo(NamedTuple):
+    """What a header says of a tensor: strings and numbers, nothing that needs torch."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+
+    @property
+    def numel(self) -> int:
+        """Number of entries."""
+        return math.prod(self.shape)
+
+
+class Extent(NamedTuple):
+    """A run of bytes in a file."""
+
+    path: str
+    offset: int
+    nbytes: int
+
+
+class Checkpoint(ABC):
+    """The weights of one model, wherever they lie; opening one reads headers only.
+
+    A format is a subclass in a file of its own. It must say which tensors there are and give their
+    bytes, in row order and little-endian; it may say where the bytes lie in files (`extents`) or
+    in memory (`view`), which spares the scan a copy.
+
+    Attributes:
+        label: how messages name it: a path, a hub id with revision, a class name.
+        config: the model's `config.json` as plain JSON; empty when there is none.
+        ties: names known to be the same storage as another: `{"lm_head.weight": "embed.weight"}`.
+        buffers: names known to be buffers rather than weights.
+        shows_ties: whether names that are not in `ties` are certainly tensors of their own.
+    """
+
+    label: str
+    config: Mapping[str, object]
+    ties: Mapping[str, str]
+    buffers: frozenset[str]
+    shows_ties: bool = False
+
+    @abstractmethod
+    def names(self) -> Sequence[str]:
+        """All tensor names, in storage order."""
+
+    @abstractmethod
+    def info(self, name: str) -> TensorInfo:
+        """What the header says of `name`; `CheckpointError` when there is no such tensor."""
+
+    @abstractmethod
+    def read_into(self, name: str, start: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the bytes of `name` from byte `start` on."""
+
+    @abstractmethod
+    def identity(self) -> Hashable:
+        """What this checkpoint is right now, without reading its data.
+
+        Files: device, inode, size and ctime of each, and a hash of its header. Two equal
+        identities mean that nothing was written in between. Used by caches, and to notice a file
+        that changes while it is read.
+        """
+
+    def extents(self, name: str, start: int, nbytes: int) -> Sequence[Extent] | None:
+        """Where `nbytes` bytes of `name` from byte `start` on lie in files; None when they don't.
+
+        The runs follow each other: joined in order they are the bytes asked for.
+        """
+        return None
+
+    def view(self, name: str) -> Buffer | None:
+        """All bytes of `name` where they are in memory, without a copy; None when they are not."""
+        return None
+
+    def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        """The tensor `name`, or some of its rows, as a torch tensor of its own.
+
+        Args:
+            name: one of `names()`.
+            rows: a slice with step 1 along the first dimension; None reads all of it.
+        """
+        import torch
+
+        info = self.info(name)
+        start, stop, step = (rows or slice(None)).indices(info.shape[0] if info.shape else 1)
+        if step != 1:
+            raise ValueError(f"rows={rows} has a step; only whole runs of rows can be read")
+        shape = (max(stop - start, 0), *info.shape[1:]) if info.shape else ()
+        nbytes = math.prod(shape) * DTYPES[info.dtype].itemsize
+        if nbytes == 0:
+            return torch.empty(shape, dtype=getattr(torch, info.dtype))
+        row = info.nbytes // info.shape[0] if info.shape else info.nbytes
+        data = bytearray(nbytes)
+        self.read_into(name, start * row, memoryview(data))
+        return torch.frombuffer(data, dtype=getattr(torch, info.dtype)).reshape(shape)
+
+    def fingerprint(self, name: str | None = None) -> str:
+        """XXH3-128 of the content, the same in every format that stores the same bits.
+
+        Args:
+            name: one tensor, hashed over its bytes in row order; None hashes, over all tensors in
+                the order of their names, name, dtype, shape and content.
+
+        Returns:
+            32 hexadecimal digits.
+        """
+        import xxhash
+
+        digest = xxhash.xxh3_128()
+        if name is None:
+            for each in sorted(self.names()):
+                info = self.info(each)
+                entry = [each, info.dtype, list(info.shape), self.fingerprint(each)]
+                digest.update(repr(entry).encode("utf-8", "surrogatepass"))
+            return digest.hexdigest()
+        info = self.info(name)
+        piece = bytearray(min(info.nbytes, _HASH_PIECE))
+        for start in range(0, info.nbytes, _HASH_PIECE):
+            part = memoryview(piece)[: min(_HASH_PIECE, info.nbytes - start)]
+            self.read_into(name, start, part)
+            digest.update(part)
+        return digest.hexdigest()
+
+    def unknown(self, name: str) -> CheckpointError:
+        """The error for a name this checkpoint does not have."""
+        hint = nearest(name, self.names())
+        return CheckpointError(f"{safe(self.label)} has no tensor {safe(name)}{hint}")
+
+    def __repr__(self) -> str:
+        """One line: what and how many."""
+        return f"<{type(self).__name__} {safe(self.label)}: {len(self.names())} tensors>"

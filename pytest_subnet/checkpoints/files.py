@@ -1,0 +1,112 @@
+"""Bytes from files: positional reads, and how a file is told from what it was before."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from typing import TYPE_CHECKING, NamedTuple
+
+from pytest_subnet.errors import CheckpointError
+from pytest_subnet.text import safe
+
+if TYPE_CHECKING:
+    from io import FileIO
+    from pathlib import Path
+
+_OPEN_FILES = 4
+"""Files a reader keeps open: base and tuned, and one more of each at a shard's edge."""
+
+
+class FileStamp(NamedTuple):
+    """What tells a file from any other and from itself before a write."""
+
+    path: str
+    device: int
+    inode: int
+    size: int
+    ctime_ns: int
+
+
+def stamp(path: Path | str) -> FileStamp:
+    """The stamp of `path` as it is now; links are followed."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return FileStamp(
+        os.fspath(path), status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns
+    )
+
+
+def unreadable(path: Path | str, error: OSError) -> CheckpointError:
+    """The error for a file the system will not let us read, with what to do."""
+    if isinstance(error, FileNotFoundError):
+        return CheckpointError(f"{safe(path)} does not exist; was the download or the save cut short?")
+    if isinstance(error, PermissionError):
+        return CheckpointError(
+            f"no permission to read {safe(path)}; give this user read access (chmod a+r)"
+        )
+    reason = error.strerror or type(error).__name__
+    return CheckpointError(
+        f"cannot read {safe(path)}: {reason}; check the disk or the mount and copy the file again"
+    )
+
+
+def _read_at(handle: FileIO, buffer: memoryview, offset: int) -> int:
+    return os.preadv(handle.fileno(), [buffer], offset)
+
+
+def _seek_and_read(handle: FileIO, buffer: memoryview, offset: int) -> int:
+    handle.seek(offset)
+    return handle.readinto(buffer) or 0
+
+
+# Windows has no preadv. A reader belongs to one thread, so seek and read are as good there.
+read_some = _read_at if hasattr(os, "preadv") else _seek_and_read
+
+
+class FileReader:
+    """Reads runs of bytes from any number of files, keeping the last few open.
+
+    It belongs to one thread; close it, or use it as a context manager.
+    """
+
+    def __init__(self) -> None:
+        """Open nothing yet."""
+        self._open: OrderedDict[str, FileIO] = OrderedDict()
+
+    def read_into(self, path: str, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the bytes of the file `path` from byte `offset` on."""
+        try:
+            handle = self._handle(path)
+            done = 0
+            while done < len(buffer):
+                got = read_some(handle, buffer[done:], offset + done)
+                if got == 0:
+                    raise CheckpointError(
+                        f"{safe(path)} ends at byte {offset + done:,}, before the data its header "
+                        "lists; it was cut short, save or download it again"
+                    )
+                done += got
+        except OSError as error:
+            raise unreadable(path, error) from error
+
+    def _handle(self, path: str) -> FileIO:
+        handle = self._open.pop(path, None) or open(path, "rb", buffering=0)  # noqa: SIM115
+        self._open[path] = handle
+        if len(self._open) > _OPEN_FILES:
+            self._open.popitem(last=False)[1].close()
+        return handle
+
+    def close(self) -> None:
+        """Close every file that is open."""
+        while self._open:
+            self._open.popitem()[1].close()
+
+    def __enter__(self) -> FileReader:
+        """Give the reader itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close every file that is open."""
+        self.close()

@@ -1,0 +1,143 @@
+"""From a source to its checkpoint: which format a path holds is found out by looking."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, cast
+
+from pytest_subnet.checkpoints import hub, safetensors
+from pytest_subnet.checkpoints.base import Checkpoint
+from pytest_subnet.checkpoints.files import unreadable
+from pytest_subnet.checkpoints.safetensors import SafetensorsCheckpoint
+from pytest_subnet.checkpoints.sharded import read_json
+from pytest_subnet.errors import CheckpointError
+from pytest_subnet.text import first_few, plural, safe
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+    Source: TypeAlias = (
+        "str | os.PathLike[str] | torch.nn.Module | Mapping[str, torch.Tensor] | Checkpoint"
+    )
+
+_TORCH_SUFFIXES = (".bin", ".pt", ".pth")
+_TORCH_INDEX = ".bin.index.json"
+
+
+def open_checkpoint(source: Source) -> Checkpoint:
+    """Open the weights of one model; only headers are read.
+
+    Args:
+        source: a `.safetensors`, `.bin`, `.pt` or `.pth` file, an `*.index.json`, a directory that
+            holds one of them, a hub id `"org/name"` or `"org/name@revision"` (downloaded), an
+            `nn.Module`, a mapping from names to tensors, or a `Checkpoint`, which is returned.
+
+    Returns:
+        The checkpoint: names, shapes and dtypes are known, data is read when asked for.
+
+    Raises:
+        CheckpointError: there is nothing to read, or it is damaged, inconsistent or unsafe.
+
+    >>> checkpoint = open_checkpoint(base_dir)
+    >>> checkpoint.info("lm_head.weight").dtype
+    'bfloat16'
+    """
+    if isinstance(source, Checkpoint):
+        return source
+    if isinstance(source, str | os.PathLike):
+        return _open_path(os.fspath(source))
+    return _open_memory(source)
+
+
+def _open_memory(source: object) -> Checkpoint:
+    from collections.abc import Mapping
+
+    from pytest_subnet.checkpoints.memory import TensorsCheckpoint, from_module
+
+    if isinstance(source, Mapping):
+        return TensorsCheckpoint(source, label=f"{type(source).__name__} of tensors")
+    if callable(getattr(source, "state_dict", None)) and hasattr(source, "named_parameters"):
+        return from_module(cast("torch.nn.Module", source))
+    raise TypeError(
+        f"a checkpoint is a path, a hub id, a module or a mapping of tensors, "
+        f"not {type(source).__name__}"
+    )
+
+
+def _open_path(source: str) -> Checkpoint:
+    path = Path(source).expanduser()
+    try:
+        if path.is_dir():
+            return _open_directory(path, source)
+        if path.exists():
+            return _open_file(path, source, path.parent)
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        raise unreadable(source, error if isinstance(error, OSError) else OSError(str(error))) from None
+    named = hub.parse_hub_id(source)
+    if named is None:
+        raise CheckpointError(
+            f"no checkpoint at {safe(source)}: there is no such path (looked in {safe(Path.cwd())})"
+        )
+    directory = hub.download(*named)
+    return _open_directory(directory, source)
+
+
+def _open_directory(directory: Path, label: str) -> Checkpoint:
+    present = sorted(entry.name for entry in directory.iterdir())
+    for index_suffix, suffixes, preferred in (
+        (safetensors.INDEX_SUFFIX, (".safetensors",), "model.safetensors"),
+        (_TORCH_INDEX, _TORCH_SUFFIXES, "pytorch_model.bin"),
+    ):
+        chosen = _choose(directory, present, index_suffix, suffixes, preferred)
+        if chosen is not None:
+            return _open_file(chosen, label, directory)
+    found = f"it holds {first_few(present, 5)}" if present else "it is empty"
+    raise CheckpointError(
+        f"{safe(label)} has no weights: {found}; looked for *.safetensors, *.bin and *.pt with or "
+        "without an index; did the trainer save the model into another directory?"
+    )
+
+
+def _choose(
+    directory: Path, present: list[str], index_suffix: str, suffixes: tuple[str, ...], single: str
+) -> Path | None:
+    indexes = [name for name in present if name.endswith(index_suffix)]
+    files = [name for name in present if name.endswith(suffixes) and not _is_trainer_state(name)]
+    if len(indexes) > 1 or (indexes and single in files):
+        both = [*indexes, *([single] if single in files else [])]
+        raise CheckpointError(
+            f"{safe(directory)} holds two checkpoints: {first_few(both)}; "
+            "remove the stale one, or pass the file that counts"
+        )
+    if indexes:
+        return directory / indexes[0]
+    if single in files:
+        return directory / single
+    if len(files) > 1:
+        raise CheckpointError(
+            f"{safe(directory)} holds {plural(len(files), 'weight file')} and no index: "
+            f"{first_few(files)}; copy its *{index_suffix} beside them, or pass one file"
+        )
+    return directory / files[0] if files else None
+
+
+def _is_trainer_state(name: str) -> bool:
+    return name.startswith(("training_args", "optimizer", "scheduler", "scaler", "rng_state"))
+
+
+def _open_file(path: Path, label: str, directory: Path) -> Checkpoint:
+    config_path = directory / "config.json"
+    config = read_json(config_path) if config_path.exists() else {}
+    if path.name.endswith((".safetensors", safetensors.INDEX_SUFFIX)):
+        return SafetensorsCheckpoint(path, label=label, config=config)
+    if path.name.endswith((*_TORCH_SUFFIXES, _TORCH_INDEX)):
+        from pytest_subnet.checkpoints.torch_files import TorchCheckpoint
+
+        return TorchCheckpoint(path, label=label, config=config)
+    raise CheckpointError(
+        f"{safe(path)} is in no format that can be read; "
+        "pass a .safetensors, .bin, .pt or .pth file, an *.index.json or a directory"
+    )

@@ -1,0 +1,39 @@
+"""What can go wrong before a verdict is possible.
+
+None of these is an `AssertionError`: a bound that does not hold fails a test, a test that cannot
+be judged is an error.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_subnet.pairs.problems import Problem
+
+
+class SubnetError(Exception):
+    """A measurement could not be made; the text says what was wrong, where, and what to do."""
+
+
+class CheckpointError(SubnetError):
+    """A checkpoint cannot be read as weights; names the file, the tensor and the remedy."""
+
+
+class SelectionError(SubnetError):
+    """A selection covers nothing: a pattern matches no tensor, or only tensors of another sort."""
+
+
+class PairMismatchError(SubnetError):
+    """Base and tuned cannot be compared tensor by tensor.
+
+    Attributes:
+        problems: what did not align, as in `ModelPair.problems`.
+    """
+
+    def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
+        """Keep `problems` beside the text, for callers that want to look."""
+        super().__init__(message)
+        self.problems = tuple(problems)

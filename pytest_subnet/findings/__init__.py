@@ -1,0 +1,1 @@
+"""Findings: one file each, with its measure, its result and its assertions."""

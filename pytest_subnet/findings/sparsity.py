@@ -1,0 +1,413 @@
+"""How much of the model did not move (arXiv 2505.11711, section 2.2 and Table 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pytest_subnet.errors import SelectionError
+from pytest_subnet.findings.bounds import check_fraction, check_range
+from pytest_subnet.findings.result import (
+    WORST,
+    Coverage,
+    Message,
+    Movement,
+    cover,
+    measure,
+    reworded,
+)
+from pytest_subnet.pairs.selection import select
+from pytest_subnet.recording import record
+from pytest_subnet.scan.gathering import ledger
+from pytest_subnet.scan.tolerance import SAME_BITS, Tolerance
+from pytest_subnet.tables import table
+from pytest_subnet.text import facts, percent, percent_against, plural
+
+if TYPE_CHECKING:
+    from pytest_subnet.pairs import ModelPair
+    from pytest_subnet.pairs.selection import Patterns
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class UpdateSparsity:
+    """The share of entries that did not change, and how it comes about.
+
+    Attributes:
+        coverage: pair, tolerance, dtype, tensors and entries measured.
+        updated: entries updated under the tolerance.
+        updated_under: the same for every tolerance that was gathered, by its name.
+        zero_sign_flips: entries that are zero on both sides with another sign; with same bits they
+            are among the updated ones.
+        nonfinite: NaN and Inf in either checkpoint.
+        per_tensor: the tensors measured, as `Movement`.
+        apart: selected buffers and integer tensors, compared by bits and not part of the numbers.
+    """
+
+    coverage: Coverage
+    updated: int
+    updated_under: dict[str, int]
+    zero_sign_flips: int
+    nonfinite: int
+    per_tensor: tuple[Movement, ...]
+    apart: tuple[Movement, ...]
+
+    @property
+    def numel(self) -> int:
+        """Entries measured."""
+        return self.coverage.numel
+
+    @property
+    def sparsity(self) -> float:
+        """1 - updated / entries, over all tensors together (not the mean of per-tensor values)."""
+        return 1 - self.updated / self.numel
+
+    @property
+    def density(self) -> float:
+        """Share of entries updated: 1 - sparsity."""
+        return self.updated / self.numel
+
+    @property
+    def dtype(self) -> str:
+        """The dtype compared; several are joined by `+`."""
+        return self.coverage.dtype
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """Under which an entry counts as updated."""
+        return self.coverage.tolerance
+
+    @property
+    def nothing_moved(self) -> bool:
+        """Whether no selected entry changed its value."""
+        return self.updated_under[str(SAME_BITS)] == self.zero_sign_flips
+
+    def rows(self) -> list[dict[str, object]]:
+        """One row a tensor, for tables and reports."""
+        return [
+            {
+                "tensor": each.name,
+                "kind": each.kind,
+                "layer": "" if each.layer is None else each.layer,
+                "entries": f"{each.numel:,}",
+                "updated": f"{each.updated:,}",
+                "sparsity": percent(each.sparsity),
+                "density": percent(each.density),
+            }
+            for each in self.per_tensor
+        ]
+
+    def table(self) -> str:
+        """The rows as text, under a line that says what was measured."""
+        numbers = ["layer", "entries", "updated", "sparsity", "density"]
+        return f"{facts(repr(self), self.coverage.rows())}\n\n{table(self.rows(), right=numbers)}"
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain JSON types, for reports and baselines."""
+        return {
+            "finding": "update_sparsity",
+            "sparsity": self.sparsity,
+            "density": self.density,
+            "updated": self.updated,
+            "zero_sign_flips": self.zero_sign_flips,
+            "nonfinite": self.nonfinite,
+            "updated_under": dict(self.updated_under),
+            **self.coverage.to_dict(),
+        }
+
+    def __repr__(self) -> str:
+        """One line that reads well in a failed `assert`."""
+        return (
+            f"UpdateSparsity(sparsity={self.sparsity:.6g}, updated={self.updated:,} of "
+            f"{self.numel:,}, {self.tolerance}, {self.dtype})"
+        )
+
+
+def update_sparsity(
+    pair: ModelPair,
+    *,
+    include: Patterns | None = None,
+    exclude: Patterns | None = None,
+    kinds: Patterns | None = None,
+    atol: float | None = None,
+    rtol: float | None = None,
+) -> UpdateSparsity:
+    """Measure the share of entries that fine-tuning did not change.
+
+    sparsity = 1 - updated / entries, over all selected tensors together. By default an entry is
+    updated when base and tuned store other bits. Buffers and integer tensors stay apart.
+
+    Args:
+        pair: base and tuned, read in pieces; what was read before is not read again.
+        include: glob or globs on base names; None takes all.
+        exclude: glob or globs on base names to leave out.
+        kinds: kind or kinds (`"q_proj"`, `"norm"`, …).
+        atol: |tuned - base| <= atol counts as unchanged, in weight units; the paper's is 1e-5.
+        rtol: |tuned - base| <= rtol * max(|base|, |tuned|) counts as unchanged.
+
+    Returns:
+        The counts, in all and per tensor.
+
+    Raises:
+        SelectionError: a pattern matches nothing, or only buffers and integer tensors are left.
+        PairMismatchError: a selected tensor does not align.
+        ValueError: both tolerances, or a negative one.
+
+    Source: arXiv 2505.11711, section 2.2 (there atol=1e-5).
+
+    >>> update_sparsity(pair)
+    UpdateSparsity(sparsity=0.9375, updated=4 of 64, same bits, bf16)
+    """
+    tolerance = Tolerance(atol, rtol)
+    selection = select(pair, include, exclude, kinds)
+    if not selection.rows:
+        raise SelectionError(
+            f"only {plural(len(selection.apart), 'buffer or integer tensor')} selected, which "
+            "sparsity leaves apart; assert_frozen and assert_updated compare them by bits"
+        )
+    everything = measure(pair, (*selection.rows, *selection.apart), tolerance)
+    tensors, apart = everything[: len(selection.rows)], everything[len(selection.rows) :]
+    known = ledger(pair)
+    rows = list(selection.rows)
+    result = UpdateSparsity(
+        coverage=cover(pair, selection, tolerance),
+        updated=sum(each.updated for each in tensors),
+        updated_under={
+            str(each): int(known.updated(each)[rows].sum())
+            for each in dict.fromkeys((*known.declared, tolerance))
+        },
+        zero_sign_flips=sum(each.zero_sign_flips for each in tensors),
+        nonfinite=sum(each.nonfinite_base + each.nonfinite_tuned for each in tensors),
+        per_tensor=tensors,
+        apart=apart,
+    )
+    record(result)
+    return result
+
+
+def assert_update_sparsity(
+    pair: ModelPair,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    allow_identical: bool = False,
+    include: Patterns | None = None,
+    exclude: Patterns | None = None,
+    kinds: Patterns | None = None,
+    atol: float | None = None,
+    rtol: float | None = None,
+    message: Message | None = None,
+) -> UpdateSparsity:
+    """Fail unless the share of entries that did not change lies within the bounds.
+
+    Fails too where nothing moved, whatever the bounds: a run that saved its base again would pass
+    every sparsity gate.
+
+    Valid usages:
+        assert_update_sparsity(pair, at_least=0.70)               # an RL run, bf16, same bits
+        assert_update_sparsity(pair, at_least=0.70, atol=1e-5)    # the paper's definition
+        assert_update_sparsity(pair, at_most=0.99)                # it did train
+        assert_update_sparsity(pair, at_least=0.7, exclude="*norm*")
+
+    Args:
+        pair: base and tuned.
+        at_least: fraction in [0, 1]; this or `at_most` is required.
+        at_most: fraction in [0, 1].
+        allow_identical: accept a pair in which nothing moved.
+        include: as in `update_sparsity`.
+        exclude: as in `update_sparsity`.
+        kinds: as in `update_sparsity`.
+        atol: as in `update_sparsity`.
+        rtol: as in `update_sparsity`.
+        message: rewords a failure: takes the default text and gives the one to raise.
+
+    Returns:
+        What `update_sparsity` measured.
+
+    Raises:
+        AssertionError: a bound does not hold, or nothing moved.
+        ValueError: no bound, a bound outside [0, 1], `at_least` above `at_most`, or two tolerances.
+        SelectionError: as in `update_sparsity`.
+        PairMismatchError: as in `update_sparsity`.
+
+    Source: arXiv 2505.11711, section 2.2 and Table 1.
+
+    >>> assert_update_sparsity(pair, at_least=0.70).updated
+    4
+    """
+    __tracebackhide__ = True
+    check_range(at_least, at_most)
+    result = update_sparsity(
+        pair, include=include, exclude=exclude, kinds=kinds, atol=atol, rtol=rtol
+    )
+    text = None
+    if result.nothing_moved and not allow_identical:
+        text = _identical(result)
+    elif at_least is not None and result.sparsity < at_least:
+        text = _too_dense(result, at_least)
+    elif at_most is not None and result.sparsity > at_most:
+        text = _too_sparse(result, at_most)
+    if text is not None:
+        raise AssertionError(reworded(text, message))
+    return result
+
+
+def assert_even_sparsity(
+    pair: ModelPair,
+    *,
+    max_spread: float,
+    allow_identical: bool = False,
+    include: Patterns | None = None,
+    exclude: Patterns | None = None,
+    kinds: Patterns | None = None,
+    atol: float | None = None,
+    rtol: float | None = None,
+    message: Message | None = None,
+) -> UpdateSparsity:
+    """Fail unless every matrix is about as sparse as all matrices together.
+
+    Covers the selected tensors of two and more dimensions; norms and biases have none.
+
+    Valid usages:
+        assert_even_sparsity(pair, max_spread=0.15)                       # the paper's Figure 3
+        assert_even_sparsity(pair, max_spread=0.15, exclude="*embed*")
+
+    Args:
+        pair: base and tuned.
+        max_spread: fraction in [0, 1]: the furthest a matrix may be from the pooled sparsity.
+        allow_identical: accept a pair in which nothing moved.
+        include: as in `update_sparsity`.
+        exclude: as in `update_sparsity`.
+        kinds: as in `update_sparsity`.
+        atol: as in `update_sparsity`.
+        rtol: as in `update_sparsity`.
+        message: rewords a failure.
+
+    Returns:
+        What `update_sparsity` measured, matrices only in `per_tensor`'s bounds.
+
+    Raises:
+        AssertionError: a matrix is further off, or nothing moved.
+        SelectionError: fewer than two matrices are selected; or as in `update_sparsity`.
+        ValueError: `max_spread` outside [0, 1].
+
+    Source: arXiv 2505.11711, section 4 and Figure 3.
+
+    >>> assert_even_sparsity(pair, max_spread=0.10).sparsity
+    0.9375
+    """
+    __tracebackhide__ = True
+    check_fraction("max_spread", max_spread)
+    result = update_sparsity(
+        pair, include=include, exclude=exclude, kinds=kinds, atol=atol, rtol=rtol
+    )
+    matrices = [each for each in result.per_tensor if len(each.shape) > 1]
+    if len(matrices) < 2:
+        raise SelectionError(
+            f"evenness compares matrices with each other; {plural(len(matrices), 'matrix')} "
+            "of two or more dimensions selected"
+        )
+    pooled = 1 - sum(each.updated for each in matrices) / sum(each.numel for each in matrices)
+    matrices.sort(key=lambda each: -abs(each.sparsity - pooled))
+    spread = abs(matrices[0].sparsity - pooled)
+    text = None
+    if result.nothing_moved and not allow_identical:
+        text = _identical(result)
+    elif spread > max_spread:
+        text = _uneven(result, matrices, pooled, max_spread)
+    if text is not None:
+        raise AssertionError(reworded(text, message))
+    return result
+
+
+def _identical(result: UpdateSparsity) -> str:
+    return facts(
+        "nothing moved: base and tuned hold the same values",
+        [
+            *result.coverage.rows(),
+            ("updated", f"0 / {result.numel:,}"),
+            ("usually", "the base was saved again, an adapter was not merged, or every step was"),
+            ("", "smaller than half a step of the storage dtype (bf16 without float32 masters)"),
+            ("to accept", "allow_identical=True"),
+        ],
+    )
+
+
+def _too_dense(result: UpdateSparsity, bound: float) -> str:
+    value, required = percent_against(result.sparsity, bound)
+    worst = sorted(result.per_tensor, key=lambda each: each.sparsity)
+    return facts(
+        f"update sparsity {value} is below the required {required}",
+        [
+            *_evidence(result, worst),
+            ("usually", "a higher learning rate, another optimiser, or more steps than before"),
+            ("to accept", f"at_least={_below(result.sparsity)}"),
+        ],
+    )
+
+
+def _too_sparse(result: UpdateSparsity, bound: float) -> str:
+    value, allowed = percent_against(result.sparsity, bound)
+    worst = sorted(result.per_tensor, key=lambda each: -each.sparsity)
+    return facts(
+        f"update sparsity {value} is above the allowed {allowed}",
+        [
+            *_evidence(result, worst),
+            ("usually", "too small a learning rate for the storage dtype, too few steps, or parts"),
+            ("", "that the optimiser does not own"),
+            ("to accept", f"at_most={1 - _below(result.density):g}"),
+        ],
+    )
+
+
+def _uneven(
+    result: UpdateSparsity, matrices: list[Movement], pooled: float, bound: float
+) -> str:
+    value, allowed = percent_against(abs(matrices[0].sparsity - pooled), bound)
+    return facts(
+        f"sparsity spreads by {value}, allowed {allowed}",
+        [
+            *result.coverage.rows(),
+            ("pooled", f"{percent(pooled)} over {plural(len(matrices), 'matrix')}"),
+            *_worst(matrices),
+            ("usually", "a part that is frozen, or trained at another learning rate"),
+            ("to accept", "leave the part out with exclude=, or raise max_spread"),
+        ],
+    )
+
+
+def _evidence(result: UpdateSparsity, worst: list[Movement]) -> list[tuple[str, str]]:
+    others = [
+        f"{name}: {percent(1 - updated / result.numel)} unchanged"
+        for name, updated in result.updated_under.items()
+        if name != str(result.tolerance)
+    ]
+    lines = [
+        *result.coverage.rows(),
+        ("updated", f"{result.updated:,} / {result.numel:,}   (density {percent(result.density)})"),
+        ("also", "; ".join(others)),
+        *_worst(worst),
+    ]
+    if result.zero_sign_flips:
+        lines.append(("zeros", f"{plural(result.zero_sign_flips, 'zero')} only changed sign"))
+    if result.nonfinite:
+        lines.append(("not finite", f"{plural(result.nonfinite, 'entry')} NaN or Inf"))
+    if result.apart:
+        moved = sum(each.updated > 0 for each in result.apart)
+        lines.append(
+            ("apart", f"{plural(len(result.apart), 'buffer or integer tensor')}, {moved} moved")
+        )
+    return lines
+
+
+def _worst(tensors: list[Movement]) -> list[tuple[str, str]]:
+    lines = [
+        ("" if i else "worst", f"{percent(each.sparsity):>8} unchanged  {each.spell()}")
+        for i, each in enumerate(tensors[:WORST])
+    ]
+    hidden = len(tensors) - WORST
+    return [*lines, ("", f"… {hidden:,} more")] if hidden > 0 else lines
+
+
+def _below(fraction: float) -> float:
+    """The fraction rounded down to two digits, as a bound that it meets."""
+    return int(fraction * 100) / 100

@@ -1,0 +1,75 @@
+"""What a tensor is for and in which block it sits, read off its name.
+
+The families name the same matrix differently (`c_fc`, `fc1`, `dense_h_to_4h`, `w3`); one word per
+idea makes tables and selections carry over. An unknown module keeps its own name as its kind.
+"""
+
+from __future__ import annotations
+
+import re
+
+_NORM = re.compile(r"norm|^ln(_|\d|$)|layernorm", re.IGNORECASE)
+
+_BY_MODULE = {
+    "embed": ("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings", "shared"),
+    "position": ("wpe", "embed_positions", "position_embeddings"),
+    "head": ("lm_head", "embed_out"),
+    "router": ("gate", "router", "gate_network"),
+    "qkv_proj": ("c_attn", "query_key_value", "Wqkv", "qkv"),
+    "o_proj": ("out_proj",),
+    "gate_proj": ("w1",),
+    "down_proj": ("w2", "fc2", "dense_4h_to_h"),
+    "up_proj": ("w3", "fc1", "c_fc", "dense_h_to_4h"),
+}
+_KIND = {module: kind for kind, modules in _BY_MODULE.items() for module in modules}
+_ATTENTION = frozenset({"attn", "attention", "self_attn", "self_attention"})
+
+_BUFFERS = frozenset(
+    {
+        "inv_freq",
+        "original_inv_freq",
+        "masked_bias",
+        "running_mean",
+        "running_var",
+        "num_batches_tracked",
+        "position_ids",
+        "e_score_correction_bias",  # DeepSeek's router balance: moved by hand, never by a gradient
+    }
+)
+_ADAPTERS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
+
+
+def layer_of(name: str) -> int | None:
+    """The block a tensor belongs to: the first number in its name.
+
+    >>> layer_of("model.layers.12.mlp.experts.3.up_proj.weight"), layer_of("lm_head.weight")
+    (12, None)
+    """
+    return next((int(part) for part in name.split(".") if part.isdecimal()), None)
+
+
+def kind_of(name: str) -> str:
+    """What a tensor is for.
+
+    >>> kind_of("model.layers.0.mlp.down_proj.weight"), kind_of("transformer.h.0.ln_1.bias")
+    ('down_proj', 'norm')
+    >>> kind_of("model.layers.0.block_sparse_moe.experts.1.w2.weight")
+    'down_proj'
+    """
+    parts = [part for part in name.split(".") if not part.isdecimal() and part != "base_layer"]
+    leaf = parts.pop() if parts else name
+    for part in (leaf, *parts):
+        if part in _ADAPTERS:
+            return part
+    parent = parts[-1] if parts else ""
+    if leaf in _BUFFERS or (leaf == "bias" and parent in ("attn", "attention")):
+        return "buffer"
+    # A fused expert is a parameter of its own (`mlp.experts.down_proj`): then the leaf is the module.
+    module = leaf if leaf not in ("weight", "bias") else parent
+    if _NORM.search(module):
+        return "norm"
+    if leaf == "bias":
+        return "bias"
+    if module in ("c_proj", "dense"):
+        return "o_proj" if _ATTENTION & set(parts) else "down_proj"
+    return _KIND.get(module, module or leaf)

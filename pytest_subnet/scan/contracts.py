@@ -1,0 +1,64 @@
+"""What the parts of a scan owe each other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pytest_subnet.checkpoints.base import Buffer
+    from pytest_subnet.scan.counters import Counters
+
+UnitT = TypeVar("UnitT")
+ResultT = TypeVar("ResultT")
+UnitT_contra = TypeVar("UnitT_contra", contravariant=True)
+ResultT_co = TypeVar("ResultT_co", covariant=True)
+
+
+class Kernel(Protocol):
+    """Compares two buffers and adds to counters.
+
+    Every kernel gives the same integers; sums may differ in the last digits.
+    """
+
+    def __call__(
+        self, base: Buffer, tuned: Buffer, dtype: str, bounds: NDArray[np.int64], counters: Counters
+    ) -> None:
+        """Compare segment by segment.
+
+        Args:
+            base: the packed bytes of all segments.
+            tuned: likewise, as many.
+            dtype: of the entries of both.
+            bounds: int64 `[segments + 1]`: segment `i` is the entries `bounds[i]` up to
+                `bounds[i + 1]`.
+            counters: one row a segment; what is found is added to them.
+        """
+        ...
+
+
+class Work(Protocol[UnitT_contra, ResultT_co]):
+    """What an engine does with each unit; picklable when its units name files."""
+
+    def open(self) -> AbstractContextManager[Callable[[UnitT_contra], ResultT_co]]:
+        """A function from unit to result, for one worker, with the files and buffers it reuses."""
+        ...
+
+
+class Engine(Protocol):
+    """Spreads work units over workers."""
+
+    def map(
+        self, work: Work[UnitT, ResultT], units: Sequence[UnitT]
+    ) -> Iterator[tuple[int, ResultT]]:
+        """Give `(position in units, result)` for each unit, exactly once, in any order.
+
+        The first error of a unit ends the map and is raised; closing the iterator stops the
+        workers.
+        """
+        ...

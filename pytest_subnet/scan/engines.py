@@ -1,0 +1,69 @@
+"""Who does the work: threads of this process."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from pytest_subnet.scan.contracts import Work
+
+UnitT = TypeVar("UnitT")
+ResultT = TypeVar("ResultT")
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class ThreadEngine:
+    """A thread a core; each draws the next unit when it is done with one.
+
+    Kernels and reads release the interpreter lock, so the threads do run at once.
+    """
+
+    def __init__(self, threads: int | None = None) -> None:
+        """Use `threads` threads; one a core by default."""
+        self.threads = threads or cores()
+
+    def map(
+        self, work: Work[UnitT, ResultT], units: Sequence[UnitT]
+    ) -> Iterator[tuple[int, ResultT]]:
+        """As `Engine.map`."""
+        done: queue.SimpleQueue[tuple[int, ResultT] | BaseException] = queue.SimpleQueue()
+        stop = threading.Event()
+        positions = iter(range(len(units)))  # next() on it is atomic
+
+        def run() -> None:
+            try:
+                with work.open() as compute:
+                    for position in positions:
+                        if stop.is_set():
+                            return
+                        done.put((position, compute(units[position])))
+            except BaseException as error:  # handed over, and raised by the caller's thread
+                done.put(error)
+
+        workers = [
+            threading.Thread(target=run, name=f"subnet-{number}", daemon=True)
+            for number in range(min(self.threads, len(units)))
+        ]
+        try:
+            for worker in workers:
+                worker.start()
+            for _ in units:
+                outcome = done.get()
+                if isinstance(outcome, BaseException):
+                    raise outcome
+                yield outcome
+        finally:
+            stop.set()
+            for worker in workers:
+                worker.join()

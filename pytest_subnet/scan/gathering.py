@@ -1,0 +1,171 @@
+"""What has been counted of a pair, and counting what has not: nothing is read twice."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pytest_subnet import progress
+from pytest_subnet.scan.comparing import Compare
+from pytest_subnet.scan.counters import FIRST_TOLERANCE, Counters
+from pytest_subnet.scan.engines import ThreadEngine
+from pytest_subnet.scan.kernels import choose_kernel
+from pytest_subnet.scan.tolerance import DEFAULT_TOLERANCES, Tolerance
+from pytest_subnet.scan.units import cut
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from pytest_subnet.pairs import ModelPair
+    from pytest_subnet.scan.contracts import Engine, Work
+    from pytest_subnet.scan.units import ScanUnit
+
+_KEY = "scan"
+
+
+class Ledger:
+    """All that has been counted of one pair, a row for each of its tensors.
+
+    Attributes:
+        declared: tolerances to count in any scan, so that later questions need no further one.
+    """
+
+    def __init__(self, pair: ModelPair) -> None:
+        """Know nothing yet."""
+        self.declared: tuple[Tolerance, ...] = DEFAULT_TOLERANCES
+        rows = len(pair.tensors)
+        self._counters = Counters(rows, ())
+        self._scanned = np.zeros(rows, bool)
+        self._beyond: dict[Tolerance, NDArray[np.int64]] = {}
+
+    def missing(self, rows: NDArray[np.intp], tolerance: Tolerance) -> NDArray[np.intp]:
+        """Those of `rows` that have not been counted under `tolerance`."""
+        if tolerance.same_bits:
+            return rows[~self._scanned[rows]]
+        beyond = self._beyond.get(tolerance)
+        return rows if beyond is None else rows[beyond[rows] < 0]
+
+    def keep(self, rows: NDArray[np.intp], counted: Counters) -> None:
+        """Keep what a scan counted of `rows`."""
+        self._counters.integers[rows] = counted.integers[rows, :FIRST_TOLERANCE]
+        self._counters.sums[rows] = counted.sums[rows]
+        self._counters.peaks[rows] = counted.peaks[rows]
+        self._scanned[rows] = True
+        for k, tolerance in enumerate(counted.tolerances):
+            unknown = np.full(len(self._scanned), -1, np.int64)
+            self._beyond.setdefault(tolerance, unknown)[rows] = counted.integers[
+                rows, FIRST_TOLERANCE + k
+            ]
+
+    @property
+    def scanned(self) -> NDArray[np.intp]:
+        """The rows that have been read."""
+        return np.flatnonzero(self._scanned)
+
+    @property
+    def integers(self) -> NDArray[np.int64]:
+        """As `Counters.integers`, without the tolerances; zero where not scanned."""
+        return self._counters.integers
+
+    @property
+    def sums(self) -> NDArray[np.float64]:
+        """As `Counters.sums`."""
+        return self._counters.sums
+
+    @property
+    def peaks(self) -> NDArray[np.float64]:
+        """As `Counters.peaks`."""
+        return self._counters.peaks
+
+    def updated(self, tolerance: Tolerance) -> NDArray[np.int64]:
+        """How many entries of each tensor are updated under a tolerance that was counted."""
+        return self.integers[:, 0] if tolerance.same_bits else self._beyond[tolerance]
+
+
+def ledger(pair: ModelPair) -> Ledger:
+    """What has been counted of `pair` so far."""
+    with pair.lock:
+        known = pair.memory.setdefault(_KEY, Ledger(pair))
+    if not isinstance(known, Ledger):
+        raise TypeError(f"pair.memory[{_KEY!r}] is taken by {type(known).__name__}")
+    return known
+
+
+def declare(pair: ModelPair, tolerances: Sequence[Tolerance]) -> None:
+    """Have every later scan of `pair` count beyond these tolerances too."""
+    known = ledger(pair)
+    known.declared = tuple(dict.fromkeys((*known.declared, *tolerances)))
+
+
+def gather(pair: ModelPair, rows: Sequence[int], tolerance: Tolerance) -> Ledger:
+    """Make sure that the tensors `rows` of `pair` have been counted under `tolerance`.
+
+    What was counted before is not read again. Two threads may ask at once: the second waits and
+    finds the work done.
+
+    Raises:
+        CheckpointError: a side cannot be read, or changed since the pair was opened.
+    """
+    wanted = np.asarray(rows, np.intp)
+    known = ledger(pair)
+    with pair.lock:
+        pair.check_unchanged()
+        missing = known.missing(wanted, tolerance)
+        if missing.size:
+            tolerances = [t for t in {*known.declared, tolerance} if not t.same_bits]
+            known.keep(missing, scan(pair, missing.tolist(), sorted(tolerances, key=str)))
+            pair.check_unchanged()
+    return known
+
+
+def scan(pair: ModelPair, rows: Sequence[int], tolerances: Sequence[Tolerance]) -> Counters:
+    """Read the tensors `rows` of `pair` once and count.
+
+    Returns:
+        Counters with a row for every tensor of the pair; rows not asked for are zero.
+    """
+    units = cut(pair, rows)
+    in_files = all(unit.base is not None and unit.tuned is not None for unit in units)
+    work = Compare(
+        choose_kernel(_device(pair)),
+        tuple(tolerances),
+        None if in_files else pair.base,
+        None if in_files else pair.tuned,
+    )
+    total = Counters(len(pair.tensors), tolerances)
+    for unit, part in zip(units, _results(ThreadEngine(), work, units), strict=True):
+        total.add(np.array([segment.row for segment in unit.segments], np.intp), part)
+    return total
+
+
+def _results(
+    engine: Engine, work: Work[ScanUnit, Counters], units: Sequence[ScanUnit]
+) -> list[Counters]:
+    """All results in the order of the units, so that sums do not depend on who was quicker."""
+    results: list[Counters | None] = [None] * len(units)
+    nbytes = sum(unit.nbytes for unit in units)
+    with progress.bar(nbytes, "comparing") as advance, closing(engine.map(work, units)) as done:
+        for position, result in done:
+            if results[position] is not None:
+                raise RuntimeError(f"unit {position} came back twice")
+            results[position] = result
+            advance(units[position].nbytes)
+    complete = [result for result in results if result is not None]
+    if len(complete) != len(units):
+        raise RuntimeError(f"{len(units) - len(complete)} of {len(units)} units did not come back")
+    return complete
+
+
+def _device(pair: ModelPair) -> str | None:
+    """Where to compare: as asked, else where tensors already are on a device."""
+    if pair.device is not None or not pair.tensors:
+        return pair.device
+    first = pair.tensors[0]
+    for view in (pair.base.view(first.base_name), pair.tuned.view(first.tuned_name)):
+        if view is not None and not isinstance(view, np.ndarray):
+            return str(view.device)
+    return None

@@ -1,0 +1,319 @@
+"""The CPU kernel: all counters in one pass over two buffers, compiled by Numba.
+
+Entries are taken 8,192 at a time. The common case, a block of finite values of ordinary size, goes
+through one fused loop that vectorises; what that loop finds to be rare (a value that is not finite,
+sums that leave the range of float32, zeros that changed sign) is counted again, exactly, by a
+loop of its own. 16-bit floats are compared in float32 with 32-bit counters, wider ones in float64
+with 64-bit counters, so that one vector width serves a whole loop.
+
+The dtype of an array tells its format: uint16 is bfloat16, int16 is float16.
+"""
+
+# Numba compiles this module: its arithmetic is spelled with intrinsics, because `int32 + int32` is
+# int64 to Numba, which halves the width of a vector, and a floating maximum does not vectorise.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call, type-arg"
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+from pytest_subnet.scan.counters import FIRST_TOLERANCE
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pytest_subnet.checkpoints.base import Buffer
+    from pytest_subnet.scan.counters import Counters
+
+BLOCK = 8192
+_WORDS = {
+    "bfloat16": np.uint16,
+    "float16": np.int16,
+    "float32": np.float32,
+    "float64": np.float64,
+}
+
+# Reordering is what lets sums vectorise. "nnan" and "ninf" are left out: a NaN stays a NaN.
+_FAST = {"reassoc", "contract", "nsz"}  # noqa: RUF012
+
+
+class _Lane(NamedTuple):
+    """Constants in the width in which a dtype is compared.
+
+    Sums of squares between `least` and `most` lost nothing to underflow or overflow.
+    """
+
+    zero: np.int32 | np.int64
+    nil: np.float32 | np.float64
+    infinity: np.int32 | np.int64
+    least: np.float32 | np.float64
+    most: np.float32 | np.float64
+
+
+_NARROW = _Lane(
+    np.int32(0), np.float32(0), np.float32(np.inf).view(np.int32), np.float32(1e-28), np.float32(1e30)
+)
+_WIDE = _Lane(
+    np.int64(0), np.float64(0), np.float64(np.inf).view(np.int64), np.float64(1e-280), np.float64(1e280)
+)
+_LANES = {"bfloat16": _NARROW, "float16": _NARROW, "float32": _WIDE, "float64": _WIDE}
+
+_I32, _I64, _F32, _F64 = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.DoubleType()
+
+
+@intrinsic
+def _value(typingctx, word):
+    """A stored word as the float in which differences are formed."""
+    narrow = word in (types.uint16, types.int16)
+
+    def bfloat16(context, builder, signature, args):
+        wide = builder.zext(args[0], _I32)
+        return builder.bitcast(builder.shl(wide, _I32(16)), _F32)
+
+    def float16(context, builder, signature, args):
+        # Shifted into place the exponent is 112 too small, for subnormals too: scaling mends both.
+        wide = builder.zext(args[0], _I32)
+        magnitude = builder.and_(wide, _I32(0x7FFF))
+        shifted = builder.bitcast(builder.shl(magnitude, _I32(13)), _F32)
+        scaled = builder.bitcast(builder.fmul(shifted, _F32(2.0**112)), _I32)
+        not_finite = builder.icmp_signed(">=", magnitude, _I32(0x7C00))
+        exponent = builder.select(not_finite, _I32(0x7F800000), _I32(0))
+        sign = builder.shl(builder.and_(wide, _I32(0x8000)), _I32(16))
+        return builder.bitcast(builder.or_(builder.or_(scaled, exponent), sign), _F32)
+
+    def float32(context, builder, signature, args):
+        return builder.fpext(args[0], _F64)
+
+    def float64(context, builder, signature, args):
+        return args[0]
+
+    loads = {
+        types.uint16: bfloat16,
+        types.int16: float16,
+        types.float32: float32,
+        types.float64: float64,
+    }
+    return (types.float32 if narrow else types.float64)(word), loads[word]
+
+
+@intrinsic
+def _differ(typingctx, one, other):
+    """1 where two words differ in any bit, as a counter of the lane's width."""
+    lane = types.int32 if one in (types.uint16, types.int16) else types.int64
+
+    def generate(context, builder, signature, args):
+        if one in (types.float32, types.float64):
+            integer = _I32 if one == types.float32 else _I64
+            args = [builder.bitcast(arg, integer) for arg in args]
+        else:  # as `_value` widens them: compared as 16 bits, the result would need repacking
+            args = [builder.shl(builder.zext(arg, _I32), _I32(16)) for arg in args]
+        unequal = builder.icmp_unsigned("!=", args[0], args[1])
+        return builder.zext(unequal, context.get_value_type(lane))
+
+    return lane(one, other), generate
+
+
+@intrinsic
+def _magnitude(typingctx, value):
+    """The bits of a float without its sign: they are ordered as |value| is, NaN above Inf."""
+    narrow = value == types.float32
+    integer, mask = (_I32, 2**31 - 1) if narrow else (_I64, 2**63 - 1)
+
+    def generate(context, builder, signature, args):
+        return builder.and_(builder.bitcast(args[0], integer), integer(mask))
+
+    return (types.int32 if narrow else types.int64)(value), generate
+
+
+@intrinsic
+def _from_magnitude(typingctx, bits):
+    """The float whose bits these are."""
+    narrow = bits == types.int32
+
+    def generate(context, builder, signature, args):
+        return builder.bitcast(args[0], _F32 if narrow else _F64)
+
+    return (types.float32 if narrow else types.float64)(bits), generate
+
+
+@intrinsic
+def _add(typingctx, one, other):
+    """The sum of two counters in their own width."""
+
+    def generate(context, builder, signature, args):
+        return builder.add(args[0], args[1])
+
+    return one(one, one), generate
+
+
+@intrinsic
+def _above(typingctx, one, other):
+    """1 where one integer is above the other, as a counter of their width."""
+
+    def generate(context, builder, signature, args):
+        return builder.zext(builder.icmp_signed(">", args[0], args[1]), args[0].type)
+
+    return one(one, one), generate
+
+
+@intrinsic
+def _larger(typingctx, one, other):
+    """The larger of two integers."""
+
+    def generate(context, builder, signature, args):
+        return builder.select(builder.icmp_signed(">", args[0], args[1]), args[0], args[1])
+
+    return one(one, one), generate
+
+
+@njit(nogil=True, cache=True)
+def _count_beyond(base, tuned, limit, relative, infinity, zero):
+    """Entries of a block beyond one tolerance; where one is not finite, those with other bits."""
+    count = zero
+    for i in range(base.size):
+        before, after = _value(base[i]), _value(tuned[i])
+        largest = _larger(_magnitude(before), _magnitude(after))
+        reach = limit * _from_magnitude(largest) if relative else limit
+        beyond = _above(_magnitude(after - before), _magnitude(reach))
+        finite = _above(infinity, largest)
+        count = _add(count, beyond if finite != zero else _differ(base[i], tuned[i]))
+    return np.int64(count)
+
+
+@njit(nogil=True, cache=True)
+def _count_zero_flips(base, tuned, zero):
+    """Entries that are zero on both sides, with another sign."""
+    count = zero
+    for i in range(base.size):
+        largest = _larger(_magnitude(_value(base[i])), _magnitude(_value(tuned[i])))
+        differs = _differ(base[i], tuned[i])
+        count = _add(count, differs if largest == zero else zero)
+    return np.int64(count)
+
+
+@njit(nogil=True, cache=True)
+def _count_not_finite(words, infinity, zero):
+    """Entries that are NaN or Inf."""
+    finite = zero
+    for i in range(words.size):
+        finite = _add(finite, _above(infinity, _magnitude(_value(words[i]))))
+    return words.size - np.int64(finite)
+
+
+@njit(nogil=True, cache=True, fastmath=_FAST)
+def _sum_rare_block(base, tuned, infinity, sums, peaks):
+    """Sums and largest difference of a block in float64, over what is finite."""
+    delta_squares, base_squares, tuned_squares = 0.0, 0.0, 0.0
+    peak = np.int64(0)
+    for i in range(base.size):
+        before, after = _value(base[i]), _value(tuned[i])
+        base_finite = _magnitude(before) < infinity
+        tuned_finite = _magnitude(after) < infinity
+        wide_before = np.float64(before) if base_finite else 0.0
+        wide_after = np.float64(after) if tuned_finite else 0.0
+        delta = wide_after - wide_before if base_finite and tuned_finite else 0.0
+        peak = _larger(peak, _magnitude(delta))
+        delta_squares += delta * delta
+        base_squares += wide_before * wide_before
+        tuned_squares += wide_after * wide_after
+    sums[0] += delta_squares
+    sums[1] += base_squares
+    sums[2] += tuned_squares
+    peaks[0] = max(peaks[0], _from_magnitude(peak))
+
+
+@njit(nogil=True, cache=True, fastmath=_FAST)
+def _compare_block(base, tuned, limits, relative, lane, integers, sums, peaks):
+    """Count a block in one fused loop; where that loop's arithmetic does not hold, count again."""
+    zero, nil, infinity, least, most = lane
+    fused = limits.size > 0 and not relative[0]
+    limit = _magnitude(limits[0]) if fused else infinity
+    changed, moved, beyond, peak = zero, zero, zero, zero
+    delta_squares, base_squares, tuned_squares = nil, nil, nil
+    for i in range(base.size):
+        before, after = _value(base[i]), _value(tuned[i])
+        delta = after - before
+        size = _magnitude(delta)
+        changed = _add(changed, _differ(base[i], tuned[i]))
+        moved = _add(moved, _above(size, zero))
+        beyond = _add(beyond, _above(size, limit))
+        peak = _larger(peak, size)
+        delta_squares += delta * delta
+        base_squares += before * before
+        tuned_squares += after * after
+    integers[0] += changed
+    finite = peak < infinity  # a value that is not finite makes a difference that is not
+    if not finite:
+        integers[2] += _count_not_finite(base, infinity, zero)
+        integers[3] += _count_not_finite(tuned, infinity, zero)
+    if changed != moved:
+        integers[1] += _count_zero_flips(base, tuned, zero)
+    if fused and finite:
+        integers[4] += beyond
+    if changed != zero:
+        for k in range(1 if fused and finite else 0, limits.size):
+            integers[4 + k] += _count_beyond(base, tuned, limits[k], relative[k], infinity, zero)
+    if (
+        finite
+        and least < base_squares < most
+        and least < tuned_squares < most
+        and (peak == zero or least < delta_squares < most)
+    ):
+        sums[0] += delta_squares
+        sums[1] += base_squares
+        sums[2] += tuned_squares
+        peaks[0] = max(peaks[0], np.float64(_from_magnitude(peak)))
+    else:
+        _sum_rare_block(base, tuned, infinity, sums, peaks)
+
+
+@njit(nogil=True, cache=True)
+def _compare(base, tuned, bounds, limits, relative, lane, integers, sums, peaks):
+    """Count all segments, block by block."""
+    for row in range(bounds.size - 1):
+        end = bounds[row + 1]
+        for start in range(bounds[row], end, BLOCK):
+            stop = min(start + BLOCK, end)
+            _compare_block(
+                base[start:stop],
+                tuned[start:stop],
+                limits,
+                relative,
+                lane,
+                integers[row],
+                sums[row],
+                peaks[row : row + 1],
+            )
+
+
+def compare(
+    base: Buffer, tuned: Buffer, dtype: str, bounds: NDArray[np.int64], counters: Counters
+) -> None:
+    """A `Kernel` for the four floating dtypes that have arithmetic here."""
+    words = _WORDS[dtype]
+    lane = _LANES[dtype]
+    number = type(lane.nil)
+    # Absolute tolerances first: the fused loop serves one of them.
+    order = sorted(
+        range(len(counters.tolerances)), key=lambda k: counters.tolerances[k].atol is None
+    )
+    tolerances = [counters.tolerances[k] for k in order]
+    integers = np.zeros_like(counters.integers)
+    _compare(
+        np.require(base, requirements="A").view(words),
+        np.require(tuned, requirements="A").view(words),
+        bounds,
+        np.array([t.rtol if t.atol is None else t.atol for t in tolerances], number),
+        np.array([t.atol is None for t in tolerances], np.bool_),
+        lane,
+        integers,
+        counters.sums,
+        counters.peaks,
+    )
+    columns = [*range(FIRST_TOLERANCE), *(FIRST_TOLERANCE + k for k in order)]
+    counters.integers[:, columns] += integers

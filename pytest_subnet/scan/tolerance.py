@@ -1,0 +1,59 @@
+"""When an entry counts as updated."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+_PAPER_ATOL = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """How far apart two values may be and still count as the same.
+
+    Neither: same bits. `atol`: |tuned - base| <= atol. `rtol`: |tuned - base| <= rtol times the
+    larger of |base| and |tuned|. Differences are formed in float32 for 16-bit floats and in float64
+    for wider ones. A NaN or Inf is close to nothing but the same bits, and so are the entries of
+    tensors that have no arithmetic here (integers, float8).
+
+    Attributes:
+        atol: absolute tolerance in weight units.
+        rtol: relative tolerance.
+
+    >>> str(Tolerance()), str(Tolerance(atol=1e-5))
+    ('same bits', 'atol=1e-05')
+    """
+
+    atol: float | None = None
+    rtol: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        if self.atol is not None and self.rtol is not None:
+            raise ValueError(
+                f"atol={self.atol} and rtol={self.rtol}: give at most one, "
+                "an entry is updated under one tolerance"
+            )
+        for name, value in (("atol", self.atol), ("rtol", self.rtol)):
+            if value is not None and not (value >= 0 and math.isfinite(value)):
+                raise ValueError(f"{name}={value} is not a finite number of at least 0")
+
+    @property
+    def same_bits(self) -> bool:
+        """Whether only equal bits count as the same."""
+        return self.atol is None and self.rtol is None
+
+    def __str__(self) -> str:
+        """As messages name it."""
+        if self.same_bits:
+            return "same bits"
+        return f"atol={self.atol:g}" if self.atol is not None else f"rtol={self.rtol:g}"
+
+
+SAME_BITS = Tolerance()
+PAPER = Tolerance(atol=_PAPER_ATOL)
+"""The tolerance of arXiv 2505.11711, Table 1."""
+
+DEFAULT_TOLERANCES = (SAME_BITS, PAPER)
+"""Gathered in every scan, so that the two numbers can always be shown side by side."""

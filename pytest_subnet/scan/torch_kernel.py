@@ -1,0 +1,91 @@
+"""The reference kernel: the definition written down in torch.
+
+It is what the other kernels are held to. It also compares tensors where they are on a GPU, and
+serves where Numba cannot be imported.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from pytest_subnet.scan.counters import FIRST_TOLERANCE
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pytest_subnet.checkpoints.base import Buffer
+    from pytest_subnet.scan.counters import Counters
+    from pytest_subnet.scan.tolerance import Tolerance
+
+_PIECE = 1 << 22
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class TorchKernel:
+    """A `Kernel` on a torch device."""
+
+    def __init__(self, device: str | None = None) -> None:
+        """Compare on `device`; None stays where the buffers are."""
+        self.device = device
+
+    def __call__(
+        self, base: Buffer, tuned: Buffer, dtype: str, bounds: NDArray[np.int64], counters: Counters
+    ) -> None:
+        """As `Kernel`."""
+        left, right = _on_one_device(base, tuned, self.device)
+        left, right = left.view(getattr(torch, dtype)), right.view(getattr(torch, dtype))
+        for row, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+            for first in range(int(start), int(end), _PIECE):
+                piece = slice(first, min(first + _PIECE, int(end)))
+                _compare(left[piece], right[piece], counters, row)
+
+
+def _on_one_device(
+    base: Buffer, tuned: Buffer, device: str | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    left, right = (
+        torch.from_numpy(side) if isinstance(side, np.ndarray) else side for side in (base, tuned)
+    )
+    target = device or (left.device if left.device.type != "cpu" else right.device)
+    return left.to(target), right.to(target)
+
+
+def _compare(base: torch.Tensor, tuned: torch.Tensor, counters: Counters, row: int) -> None:
+    bits = _INTEGERS[base.element_size()]
+    differs = base.view(bits) != tuned.view(bits)
+    narrow = base.element_size() == 2
+    before, after = (side.to(torch.float32 if narrow else torch.float64) for side in (base, tuned))
+    base_finite, tuned_finite = before.isfinite(), after.isfinite()
+    finite = base_finite & tuned_finite
+    delta = (after - before).abs()
+    integers = [
+        differs,
+        differs & (before == 0) & (after == 0),
+        ~base_finite,
+        ~tuned_finite,
+        *(
+            torch.where(finite, _beyond(delta, before, after, tolerance), differs)
+            for tolerance in counters.tolerances
+        ),
+    ]
+    counters.integers[row] += torch.stack([torch.count_nonzero(found) for found in integers]).cpu().numpy()
+    wide = (after.double() - before.double()).where(finite, 0)
+    sums = (
+        wide.square().sum(),
+        before.double().where(base_finite, 0).square().sum(),
+        after.double().where(tuned_finite, 0).square().sum(),
+    )
+    counters.sums[row] += torch.stack(sums).cpu().numpy()
+    if wide.numel():
+        counters.peaks[row] = max(counters.peaks[row], float(wide.abs().max()))
+
+
+def _beyond(
+    delta: torch.Tensor, before: torch.Tensor, after: torch.Tensor, tolerance: Tolerance
+) -> torch.Tensor:
+    if tolerance.atol is not None:
+        return delta > tolerance.atol
+    return delta > tolerance.rtol * torch.maximum(before.abs(), after.abs())

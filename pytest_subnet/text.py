@@ -1,0 +1,126 @@
+"""How numbers and names are written for people: one spelling everywhere, nothing unescaped."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+_SHORT_DTYPES = {"bfloat16": "bf16", "float": "f", "complex": "c", "uint": "u", "int": "i"}
+
+
+def safe(name: object) -> str:
+    """`name` with everything escaped that could steer a terminal or break a line.
+
+    Names of tensors, files and repositories come from outside.
+
+    >>> safe("ok.weight"), safe("evil\\x1b[31m\\nname")
+    ('ok.weight', 'evil\\\\x1b[31m\\\\nname')
+    """
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
+        for char in str(name)
+    )
+
+
+def percent(fraction: float, digits: int = 2) -> str:
+    """A fraction as percent; never rounded to 0 % or 100 % when it is neither.
+
+    >>> percent(0.7184), percent(1.0), percent(0.9999999), percent(1e-9)
+    ('71.84%', '100.00%', '>99.99%', '<0.01%')
+    """
+    text = f"{fraction * 100:.{digits}f}%"
+    step = f"{10**-digits:.{digits}f}%"
+    if fraction < 1 and text == f"{100:.{digits}f}%":
+        return f">{100 - 10**-digits:.{digits}f}%"
+    return f"<{step}" if fraction > 0 and text == f"{0:.{digits}f}%" else text
+
+
+def percent_against(fraction: float, bound: float) -> tuple[str, str]:
+    """A fraction and its bound as percent, with as many digits as it takes to tell them apart.
+
+    >>> percent_against(0.699999, 0.70)
+    ('69.9999%', '70.0000%')
+    """
+    for digits in range(2, 13):
+        texts = f"{fraction * 100:.{digits}f}%", f"{bound * 100:.{digits}f}%"
+        if texts[0] != texts[1]:
+            return texts
+    return f"{fraction!r}", f"{bound!r}"
+
+
+def plural(count: int, noun: str) -> str:
+    """A count with its noun.
+
+    >>> plural(1, "tensor"), plural(1234, "matrix")
+    ('1 tensor', '1,234 matrices')
+    """
+    if count == 1:
+        return f"1 {noun}"
+    irregular = {"matrix": "matrices", "entry": "entries"}
+    return f"{count:,} {irregular.get(noun, noun + 's')}"
+
+
+def size(nbytes: int) -> str:
+    """A number of bytes in decimal units.
+
+    >>> size(512), size(2_280_000_000)
+    ('512 B', '2.28 GB')
+    """
+    value = float(nbytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} B" if unit == "B" else f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"
+
+
+def short_dtype(dtype: str) -> str:
+    """A torch dtype name as the field abbreviates it.
+
+    >>> short_dtype("bfloat16"), short_dtype("float8_e4m3fn"), short_dtype("int64")
+    ('bf16', 'f8_e4m3fn', 'i64')
+    """
+    for long, short in _SHORT_DTYPES.items():
+        if dtype.startswith(long):
+            return short + dtype.removeprefix(long)
+    return dtype
+
+
+def spell_tensor(dtype: str, shape: Sequence[int]) -> str:
+    """Dtype and shape of a tensor, never its contents.
+
+    >>> spell_tensor("bfloat16", (3584, 18944))
+    'bf16[3584,18944]'
+    """
+    return f"{short_dtype(dtype)}[{','.join(map(str, shape))}]"
+
+
+def first_few(names: Sequence[str], limit: int = 3) -> str:
+    """The first names of a list, escaped, and how many more there are.
+
+    >>> first_few(["a", "b", "c", "d"])
+    'a, b, c, … 1 more'
+    """
+    shown = ", ".join(safe(name) for name in names[:limit])
+    return shown if len(names) <= limit else f"{shown}, … {len(names) - limit:,} more"
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of a sentence that offers the known word closest to `word`, or nothing.
+
+    >>> nearest("mode.layers", ["model.layers", "lm_head"])
+    '; did you mean model.layers?'
+    """
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {safe(close[0])}?" if close else ""
+
+
+def facts(verdict: str, rows: Iterable[tuple[str, str]]) -> str:
+    """A message: the verdict on the first line, then labelled facts in one column.
+
+    An empty label continues the row above it.
+    """
+    return "\n".join([verdict, *(f"  {label:<11}{text}" for label, text in rows)])

@@ -1,0 +1,1 @@
+"""Around training: what a block of code did to a model in memory."""

@@ -1,0 +1,194 @@
+"""Before and after of a model in memory, around a block that trains it."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+
+from pytest_subnet.checkpoints.memory import TensorsCheckpoint, from_module
+from pytest_subnet.errors import CheckpointError, SubnetError
+from pytest_subnet.pairs.model_pair import ModelPair
+from pytest_subnet.pairs.opening import open_pair
+from pytest_subnet.scan.gathering import declare, gather
+from pytest_subnet.scan.tolerance import SAME_BITS
+from pytest_subnet.text import plural, safe, size
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterator, Sequence
+
+    import torch
+
+    from pytest_subnet.checkpoints.base import Buffer
+    from pytest_subnet.scan.tolerance import Tolerance
+
+KeepOn: TypeAlias = Literal["cpu", "device"]
+
+_log = logging.getLogger("pytest_subnet")
+
+
+class RecordedUpdate(ModelPair):
+    """The pair before → after; it can be measured once the block has ended.
+
+    Attributes:
+        kept_bytes: what the copy of the weights before costs.
+        kept_on: where that copy is: `"cpu"` or `"device"`.
+    """
+
+    def __init__(self, kept_bytes: int, kept_on: KeepOn) -> None:
+        """Not measurable yet."""
+        self.kept_bytes = kept_bytes
+        self.kept_on = kept_on
+        self._state = (
+            "is still being recorded: measure it after the `with` block, when the block has ended"
+        )
+
+    def finish(self, before: TensorsCheckpoint, after: TensorsCheckpoint) -> None:
+        """Align and count now, and freeze: the model may move on."""
+        aligned = open_pair(before, after)
+        declare(aligned, self.__dict__.pop("tolerances", ()))
+        gather(aligned, range(len(aligned.tensors)), SAME_BITS)
+        frozen = _Frozen(after)
+        self.__dict__.update(aligned.__dict__, tuned=frozen)
+        self._identities = before.identity(), frozen.identity()
+        self._state = ""
+
+    def give_up(self, error: BaseException) -> None:
+        """There is no update: the block ended in `error`."""
+        self._state = f"was not recorded: the block raised {type(error).__name__} before it ended"
+
+    def __getattr__(self, name: str) -> object:
+        """Only reached for what is not there before the block has ended."""
+        if name.startswith("__") or not self.__dict__.get("_state"):
+            raise AttributeError(name)
+        raise SubnetError(f"this update {self._state}")
+
+    def __repr__(self) -> str:
+        """One line, at any time."""
+        kept = f"{size(self.kept_bytes)} kept on {self.kept_on}"
+        if self._state:
+            return f"<RecordedUpdate {self._state.partition(':')[0]}, {kept}>"
+        return f"<RecordedUpdate {self.label}: {plural(len(self.tensors), 'tensor')}, {kept}>"
+
+
+@contextmanager
+def record_update(
+    model: torch.nn.Module, *, keep_on: KeepOn = "cpu", tolerances: Sequence[Tolerance] = ()
+) -> Iterator[RecordedUpdate]:
+    """Record what a block of code does to the weights of `model`.
+
+    The weights before are copied, once, and compared with the model's own when the block ends: its
+    cost is one copy of the model (logged before it is made, and in `.kept_bytes`). Parameters may
+    be replaced in the block; `torch.compile` and `DistributedDataParallel` are looked through.
+
+    Args:
+        model: a module; its parameters and persistent buffers are recorded.
+        keep_on: where to keep the copy: `"cpu"`, or `"device"`, beside each tensor, which is faster
+            to compare for a model on a GPU.
+        tolerances: to count besides same bits and 1e-5.
+
+    Yields:
+        The pair before → after, for every measure and assertion. The counts are frozen when the
+        block ends; what needs the weights again later is refused once the model has moved on.
+
+    Raises:
+        SubnetError: the copy does not fit on the device; or, from any measure, the block has not
+            ended or raised.
+        CheckpointError: the model has weights that cannot be compared.
+        ValueError: an unknown `keep_on`.
+
+    >>> with record_update(model) as update:
+    ...     train_one_step(model)
+    >>> assert_updated(update, "*").moved
+    2
+    """
+    if keep_on not in get_args(KeepOn):
+        raise ValueError(f"keep_on={keep_on!r} is not one of 'cpu', 'device'")
+    source = from_module(model)
+    update = RecordedUpdate(_unique_bytes(source), keep_on)
+    update.__dict__["tolerances"] = tolerances
+    _log.info("recording an update of %s: %s on %s", source.label, size(update.kept_bytes), keep_on)
+    before = _copy(source, keep_on, update.kept_bytes)
+    try:
+        yield update
+    except BaseException as error:
+        update.give_up(error)
+        raise
+    after = from_module(model)
+    after.label = f"{source.label} after"
+    update.finish(before, after)
+
+
+def _unique_bytes(source: TensorsCheckpoint) -> int:
+    return sum(source.info(name).nbytes for name in source.names() if name not in source.ties)
+
+
+def _copy(source: TensorsCheckpoint, keep_on: KeepOn, nbytes: int) -> TensorsCheckpoint:
+    copies = {}
+    for name in source.names():
+        if name not in source.ties:
+            tensor = source.tensor(name).detach()
+            target = tensor.device if keep_on == "device" else "cpu"
+            if keep_on == "device":
+                _check_room(tensor.device, nbytes)
+            copies[name] = tensor.to(target, copy=True)
+            nbytes -= source.info(name).nbytes
+    for name, first in source.ties.items():
+        copies[name] = copies[first]
+    return TensorsCheckpoint(
+        copies,
+        label=f"{source.label} before",
+        config=source.config,
+        buffers=source.buffers,
+        shows_ties=True,
+    )
+
+
+def _check_room(device: torch.device, needed: int) -> None:
+    import torch
+
+    if device.type != "cuda":
+        return
+    free, _ = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if needed > free:
+        raise SubnetError(
+            f"the copy of the weights before needs {size(needed)} more on {device}, which has "
+            f'{size(free)} free; keep it on the CPU with keep_on="cpu"'
+        )
+
+
+class _Frozen(TensorsCheckpoint):
+    """A model as it was at one moment: its tensors are given out only while they are as then."""
+
+    def __init__(self, live: TensorsCheckpoint) -> None:
+        self.__dict__.update(live.__dict__)
+        self._prints = {name: live.fingerprint(name) for name in live.names()}
+        self._live = live
+
+    def identity(self) -> Hashable:
+        return id(self)
+
+    def view(self, name: str) -> Buffer:
+        self._check(name)
+        return super().view(name)
+
+    def read_into(self, name: str, start: int, buffer: memoryview) -> None:
+        self._check(name)
+        super().read_into(name, start, buffer)
+
+    def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        self._check(name)
+        return super().read(name, rows).clone()
+
+    def fingerprint(self, name: str | None = None) -> str:
+        return super().fingerprint() if name is None else self._prints[name]
+
+    def _check(self, name: str) -> None:
+        self.info(name)
+        if self._live.fingerprint(name) != self._prints[name]:
+            raise CheckpointError(
+                f"{safe(name)} of {safe(self.label)} has changed since the recorded block ended; "
+                "measure what needs the weights again (another tolerance, a matrix) before the "
+                "model is trained on, or keep a checkpoint of it"
+            )
