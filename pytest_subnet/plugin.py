@@ -1,1 +1,92 @@
-"""."""
+"""pytest hooks and options. Nothing heavy is imported here: numpy and torch wait for their use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_subnet import progress
+from pytest_subnet.errors import SubnetError
+from pytest_subnet.fixtures import (
+    causal_lm_pair,
+    model_pair,
+    open_model_pair,
+    record_update,
+    subnet_device,
+)
+from pytest_subnet.marker import MARKER, parametrize_marked
+from pytest_subnet.recording import recording_to
+from pytest_subnet.reports.properties import PropertySink
+from pytest_subnet.reports.session import SessionReport, WorkerTables, report_key
+from pytest_subnet.reports.terminal import TerminalStream, write_summary
+from pytest_subnet.settings import add_options, read_settings, settings_key
+from pytest_subnet.tracebacks import end_at_caller
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+__all__ = [
+    "causal_lm_pair",
+    "model_pair",
+    "open_model_pair",
+    "record_update",
+    "subnet_device",
+]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare the options."""
+    add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Check the settings, register the marker, and listen to xdist's workers where there are any."""
+    config.addinivalue_line("markers", MARKER)
+    config.stash[settings_key] = read_settings(config)
+    config.stash[report_key] = SessionReport()
+    if config.pluginmanager.hasplugin("xdist") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(WorkerTables(config.stash[report_key]), "subnet-workers")
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Show the settings that change a verdict."""
+    return config.stash[settings_key].header()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give marked tests their own pair."""
+    parametrize_marked(metafunc)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Collect what the test measures, and let progress bars reach the terminal."""
+    with (
+        recording_to(PropertySink(item.user_properties)),
+        progress.shown_on(TerminalStream.of(item.config)),
+    ):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Show a measurement that could not be made at the line that asked for it."""
+    try:
+        return (yield)
+    except SubnetError as error:
+        raise end_at_caller(error) from error.__cause__
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Under xdist, send what this worker scanned to the controller."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["subnet"] = session.config.stash[report_key].tables()
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Show what moved, whether the tests passed or failed."""
+    write_summary(terminalreporter, config.stash[report_key].tables())

@@ -12,6 +12,7 @@ from pytest_subnet.text import nearest, safe
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
+    from pathlib import Path
     from typing import TypeAlias
 
     import numpy as np
@@ -58,6 +59,7 @@ class Checkpoint(ABC):
         ties: names known to be the same storage as another: `{"lm_head.weight": "embed.weight"}`.
         buffers: names known to be buffers rather than weights.
         shows_ties: whether names that are not in `ties` are certainly tensors of their own.
+        directory: where its files are; None for weights in memory.
     """
 
     label: str
@@ -65,6 +67,7 @@ class Checkpoint(ABC):
     ties: Mapping[str, str]
     buffers: frozenset[str]
     shows_ties: bool = False
+    directory: Path | None = None
 
     @abstractmethod
     def names(self) -> Sequence[str]:

@@ -91,6 +91,13 @@ class FileReader:
         except OSError as error:
             raise unreadable(path, error) from error
 
+    def descriptor(self, path: str) -> int:
+        """The descriptor of the file `path`; good until a few other files have been opened."""
+        try:
+            return self._handle(path).fileno()
+        except OSError as error:
+            raise unreadable(path, error) from error
+
     def _handle(self, path: str) -> FileIO:
         handle = self._open.pop(path, None) or open(path, "rb", buffering=0)  # noqa: SIM115
         self._open[path] = handle

@@ -30,6 +30,7 @@ class SafetensorsCheckpoint(Checkpoint):
             config: its `config.json`.
         """
         self.label = label
+        self.directory = path.parent
         self.config = config
         self.ties = {}
         self.buffers = frozenset()

@@ -48,6 +48,7 @@ class TorchCheckpoint(TensorsCheckpoint):
             self._stamps = [stamp(path)]
             tensors = _load(path)
         super().__init__(tensors, label=label, config=config)
+        self.directory = path.parent
 
     def identity(self) -> Hashable:
         return tuple(stamp(known.path) for known in self._stamps)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +38,42 @@ class Kernel(Protocol):
             bounds: int64 `[segments + 1]`: segment `i` is the entries `bounds[i]` up to
                 `bounds[i + 1]`.
             counters: one row a segment; what is found is added to them.
+        """
+        ...
+
+
+class Place(NamedTuple):
+    """Where a run of bytes starts: an open file's descriptor and the offset."""
+
+    file: int
+    offset: int
+
+
+@runtime_checkable
+class FileKernel(Kernel, Protocol):
+    """A kernel that can also read: what it compares is still in the cache."""
+
+    def compare_files(
+        self,
+        base: Place,
+        tuned: Place,
+        scratch: NDArray[np.uint8],
+        dtype: str,
+        bounds: NDArray[np.int64],
+        counters: Counters,
+    ) -> bool:
+        """Compare segments that lie one after the other in one file on each side.
+
+        Args:
+            base: where the first segment starts.
+            tuned: likewise.
+            scratch: uint8 `[2, bytes]`: a buffer for each side, small enough for the cache.
+            dtype: of the entries of both.
+            bounds: as for the kernel.
+            counters: as for the kernel.
+
+        Returns:
+            Whether all could be read. If not, the counters are as they were.
         """
         ...
 

@@ -26,7 +26,7 @@ def choose_kernel(device: str | None) -> Kernel:
 @functools.cache
 def _numba_kernel() -> Kernel | None:
     try:
-        from pytest_subnet.scan.numba_kernel import compare
+        from pytest_subnet.scan.numba_kernel import NumbaKernel
     except ImportError as error:
         _log.warning(
             "comparing with torch, several times slower: numba cannot be imported (%s); "
@@ -34,4 +34,4 @@ def _numba_kernel() -> Kernel | None:
             error,
         )
         return None
-    return compare
+    return NumbaKernel()

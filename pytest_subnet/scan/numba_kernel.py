@@ -22,13 +22,13 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from pytest_subnet.scan.counters import FIRST_TOLERANCE
+from pytest_subnet.scan.counters import FIRST_TOLERANCE, Counters
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pytest_subnet.checkpoints.base import Buffer
-    from pytest_subnet.scan.counters import Counters
+    from pytest_subnet.scan.contracts import Place
 
 BLOCK = 8192
 _WORDS = {
@@ -64,6 +64,11 @@ _WIDE = _Lane(
 _LANES = {"bfloat16": _NARROW, "float16": _NARROW, "float32": _WIDE, "float64": _WIDE}
 
 _I32, _I64, _F32, _F64 = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.DoubleType()
+
+
+_pread = types.ExternalFunction(
+    "pread", types.int64(types.int32, types.voidptr, types.uint64, types.int64)
+)
 
 
 @intrinsic
@@ -273,15 +278,55 @@ def _compare_block(base, tuned, limits, relative, lane, integers, sums, peaks):
 
 
 @njit(nogil=True, cache=True)
-def _compare(base, tuned, bounds, limits, relative, lane, integers, sums, peaks):
-    """Count all segments, block by block."""
+def _compare_run(base, tuned, limits, relative, lane, integers, sums, peaks):
+    """Count a run of entries of one segment, block by block."""
+    for start in range(0, base.size, BLOCK):
+        stop = min(start + BLOCK, base.size)
+        _compare_block(
+            base[start:stop], tuned[start:stop], limits, relative, lane, integers, sums, peaks
+        )
+
+
+@njit(nogil=True, cache=True)
+def _compare_buffers(base, tuned, bounds, limits, relative, lane, integers, sums, peaks):
+    """Count all segments of two buffers."""
     for row in range(bounds.size - 1):
-        end = bounds[row + 1]
-        for start in range(bounds[row], end, BLOCK):
-            stop = min(start + BLOCK, end)
-            _compare_block(
-                base[start:stop],
-                tuned[start:stop],
+        run = slice(bounds[row], bounds[row + 1])
+        _compare_run(
+            base[run],
+            tuned[run],
+            limits,
+            relative,
+            lane,
+            integers[row],
+            sums[row],
+            peaks[row : row + 1],
+        )
+
+
+@njit(nogil=True, cache=True)
+def _compare_files(files, base, tuned, bounds, limits, relative, lane, integers, sums, peaks):
+    """Read two files a buffer at a time and count each while it is in the cache.
+
+    `files` are descriptor and offset of base and of tuned. Gives the number of entries done: fewer
+    than there are where a read came back short.
+    """
+    base_file, base_offset, tuned_file, tuned_offset = files
+    total = bounds[-1]
+    done = row = 0
+    while done < total:
+        count = min(base.size, total - done)
+        nbytes = count * base.itemsize
+        at = done * base.itemsize
+        if _pread(base_file, base.ctypes, nbytes, base_offset + at) != nbytes:
+            return done
+        if _pread(tuned_file, tuned.ctypes, nbytes, tuned_offset + at) != nbytes:
+            return done
+        while row < bounds.size - 1 and bounds[row] < done + count:
+            run = slice(max(bounds[row], done) - done, min(bounds[row + 1], done + count) - done)
+            _compare_run(
+                base[run],
+                tuned[run],
                 limits,
                 relative,
                 lane,
@@ -289,31 +334,76 @@ def _compare(base, tuned, bounds, limits, relative, lane, integers, sums, peaks)
                 sums[row],
                 peaks[row : row + 1],
             )
+            if bounds[row + 1] > done + count:
+                break
+            row += 1
+        done += count
+    return done
 
 
-def compare(
-    base: Buffer, tuned: Buffer, dtype: str, bounds: NDArray[np.int64], counters: Counters
-) -> None:
-    """A `Kernel` for the four floating dtypes that have arithmetic here."""
-    words = _WORDS[dtype]
-    lane = _LANES[dtype]
-    number = type(lane.nil)
-    # Absolute tolerances first: the fused loop serves one of them.
-    order = sorted(
-        range(len(counters.tolerances)), key=lambda k: counters.tolerances[k].atol is None
-    )
-    tolerances = [counters.tolerances[k] for k in order]
-    integers = np.zeros_like(counters.integers)
-    _compare(
-        np.require(base, requirements="A").view(words),
-        np.require(tuned, requirements="A").view(words),
-        bounds,
-        np.array([t.rtol if t.atol is None else t.atol for t in tolerances], number),
-        np.array([t.atol is None for t in tolerances], np.bool_),
-        lane,
-        integers,
-        counters.sums,
-        counters.peaks,
-    )
-    columns = [*range(FIRST_TOLERANCE), *(FIRST_TOLERANCE + k for k in order)]
-    counters.integers[:, columns] += integers
+class NumbaKernel:
+    """A `FileKernel` for the four floating dtypes that have arithmetic here."""
+
+    def __call__(
+        self, base: Buffer, tuned: Buffer, dtype: str, bounds: NDArray[np.int64], counters: Counters
+    ) -> None:
+        """As `Kernel`."""
+        words = _WORDS[dtype]
+        ask = _Ask(dtype, counters)
+        _compare_buffers(
+            np.require(base, requirements="A").view(words),
+            np.require(tuned, requirements="A").view(words),
+            bounds,
+            *ask.arguments,
+        )
+        ask.settle()
+
+    def compare_files(
+        self,
+        base: Place,
+        tuned: Place,
+        scratch: NDArray[np.uint8],
+        dtype: str,
+        bounds: NDArray[np.int64],
+        counters: Counters,
+    ) -> bool:
+        """As `FileKernel`; the interpreter is not entered between reading and comparing."""
+        words = _WORDS[dtype]
+        ask = _Ask(dtype, counters)
+        done = _compare_files(
+            (*base, *tuned), scratch[0].view(words), scratch[1].view(words), bounds, *ask.arguments
+        )
+        if done != bounds[-1]:
+            return False
+        ask.settle()
+        return True
+
+
+class _Ask:
+    """Counters and tolerances as the compiled code takes them."""
+
+    def __init__(self, dtype: str, counters: Counters) -> None:
+        lane = _LANES[dtype]
+        number = type(lane.nil)
+        tolerances = counters.tolerances
+        # Absolute tolerances first: the fused loop serves one of them.
+        self._order = sorted(range(len(tolerances)), key=lambda k: tolerances[k].atol is None)
+        in_order = [tolerances[k] for k in self._order]
+        self._counters = counters
+        self._part = Counters(len(counters.peaks), tolerances)
+        self.arguments = (
+            np.array([t.rtol if t.atol is None else t.atol for t in in_order], number),
+            np.array([t.atol is None for t in in_order], np.bool_),
+            lane,
+            self._part.integers,
+            self._part.sums,
+            self._part.peaks,
+        )
+
+    def settle(self) -> None:
+        """Add what was counted."""
+        columns = [*range(FIRST_TOLERANCE), *(FIRST_TOLERANCE + k for k in self._order)]
+        restored = np.empty_like(self._part.integers)
+        restored[:, columns] = self._part.integers
+        self._part.integers = restored
+        self._counters.add(np.arange(len(self._part.peaks)), self._part)

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from pytest_subnet.checkpoints import Checkpoint, Extent
     from pytest_subnet.pairs import ModelPair, TensorPair
 
-UNIT_BYTES = 4 * 1024 * 1024
-"""Bytes a side; large enough to hide the cost of a read, small enough to stay near the cache."""
+UNIT_BYTES = 16 * 1024 * 1024
+"""Bytes a side; large enough that what the interpreter does for each does not count."""
 
 
 class Segment(NamedTuple):

@@ -1,0 +1,1 @@
+"""How a run is shown: properties of test reports, the terminal."""
