@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MOVED = 0.15
 """Share of the entries that are one bfloat16 step apart, about what RL leaves behind."""
@@ -109,9 +111,7 @@ def _build_pair(
     return base, tuned
 
 
-def _write_shard(
-    base: Path, tuned: Path, tensors: dict[str, tuple[int, ...]], seed: int
-) -> None:
+def _write_shard(base: Path, tuned: Path, tensors: dict[str, tuple[int, ...]], seed: int) -> None:
     header, position = {}, 0
     for name, shape in tensors.items():
         end = position + math.prod(shape) * 2

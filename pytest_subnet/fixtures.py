@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
@@ -12,11 +12,17 @@ import pytest
 from pytest_subnet.errors import SubnetError
 from pytest_subnet.reports.session import report_key
 from pytest_subnet.reports.terminal import say
-from pytest_subnet.settings import locate, settings_key
+from pytest_subnet.settings import locate, settings_key, shown
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+    from typing import NoReturn
+
     import torch
 
+    from pytest_subnet.checkpoints import Checkpoint
     from pytest_subnet.checkpoints.opening import Source
     from pytest_subnet.pairs import ModelPair
     from pytest_subnet.pairs.causal_lm import CausalLMPair
@@ -65,12 +71,13 @@ def subnet_device(pytestconfig: pytest.Config) -> str:
         return "cpu"
     import torch
 
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of drivers it cannot use: no GPU, then
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if asked is not None and (count == 0 or (":" in asked and int(asked[5:]) >= count)):
-        pytest.fail(
+        _fail(
             f"--subnet-device {asked}: torch {torch.__version__} sees {count} CUDA devices; "
-            "install a CUDA build of torch or check CUDA_VISIBLE_DEVICES, or ask for cpu",
-            pytrace=False,
+            "install a CUDA build of torch or check CUDA_VISIBLE_DEVICES, or ask for cpu"
         )
     if count == 0:
         return "cpu"
@@ -83,14 +90,16 @@ def subnet_device(pytestconfig: pytest.Config) -> str:
 def open_model_pair(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> OpenModelPair:
     """Opens pairs of checkpoints; the same arguments twice give the same, already scanned, pair.
 
-    Paths are relative to the rootdir. Takes what `pytest_subnet.open_pair` takes.
+    Paths are relative to the rootdir. Takes what `pytest_subnet.open_pair` takes. Checkpoints that
+    were written to in between, or models that were trained, are another pair.
 
         def test_two_runs(open_model_pair):
             assert_update_sparsity(open_model_pair("base", "run-1"), at_least=0.7)
     """
     settings = pytestconfig.stash[settings_key]
-    pairs: dict[tuple[object, ...], ModelPair] = {}
-    kept_alive: list[object] = []
+    device = request.getfixturevalue("subnet_device") if settings.device else None
+    sources = _Sources(settings.root)
+    pairs: dict[tuple[Hashable, ...], ModelPair] = {}
 
     def open_model_pair(
         base: Source,
@@ -103,30 +112,47 @@ def open_model_pair(request: pytest.FixtureRequest, pytestconfig: pytest.Config)
         from pytest_subnet.pairs.opening import open_pair
         from pytest_subnet.scan.gathering import declare
 
-        sources = [
-            locate(os.fspath(side), pytestconfig.rootpath)
-            if isinstance(side, str | os.PathLike)
-            else side
-            for side in (base, tuned)
-        ]
-        key = (*(side if isinstance(side, str) else id(side) for side in sources),)
-        key = (*key, id(rename), vocab, as_dtype)
+        left, right = sources.open(base), sources.open(tuned)
+        renamed = tuple(sorted(rename.items())) if isinstance(rename, Mapping) else rename
+        key = (left.label, left.identity(), right.label, right.identity(), renamed, vocab, as_dtype)
         if key not in pairs:
-            device = request.getfixturevalue("subnet_device") if settings.device else None
             pairs[key] = open_pair(
-                sources[0],
-                sources[1],
-                rename=rename,
-                vocab=vocab,
-                as_dtype=as_dtype,
-                device=device,
+                left, right, rename=rename, vocab=vocab, as_dtype=as_dtype, device=device
             )
-            kept_alive.append((base, tuned, rename))  # an id is unique only while its object lives
             declare(pairs[key], settings.parsed_tolerances())
             pytestconfig.stash[report_key].watch(pairs[key])
         return pairs[key]
 
     return open_model_pair
+
+
+class _Sources:
+    """Opens what `open_model_pair` is given; a path again only if its files were written to."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._known: dict[str, tuple[Checkpoint, Hashable]] = {}
+
+    def open(self, source: Source) -> Checkpoint:
+        from pytest_subnet.checkpoints.opening import open_checkpoint
+
+        if not isinstance(source, str | os.PathLike):
+            return open_checkpoint(source)
+        path = locate(os.fspath(source), self._root)
+        if not self._is_good(path):
+            checkpoint = open_checkpoint(path)
+            checkpoint.label = shown(path, self._root)
+            self._known[path] = checkpoint, checkpoint.identity()
+        return self._known[path][0]
+
+    def _is_good(self, path: str) -> bool:
+        if path not in self._known:
+            return False
+        checkpoint, identity = self._known[path]
+        try:
+            return checkpoint.identity() == identity
+        except SubnetError:  # a file is gone
+            return False
 
 
 @pytest.fixture(scope="session")
@@ -142,19 +168,23 @@ def model_pair(
             assert_update_sparsity(model_pair, at_least=0.70)
     """
     settings = pytestconfig.stash[settings_key]
-    keywords = dict(getattr(request, "param", {"base": settings.base, "tuned": settings.tuned}))
+    marked = getattr(request, "param", None)
+    keywords = dict(marked or {"base": settings.base, "tuned": settings.tuned})
     missing = [f"--subnet-{side}" for side in ("base", "tuned") if not keywords[side]]
     if missing:
-        pytest.fail(
+        _fail(
             f"model_pair has no checkpoints: pass {' and '.join(missing)} on the command line, "
             "set subnet_base and subnet_tuned in the ini file, or mark the test with "
-            "@pytest.mark.model_pair(base=…, tuned=…)",
-            pytrace=False,
+            "@pytest.mark.model_pair(base=…, tuned=…)"
         )
     try:
         return open_model_pair(keywords.pop("base"), keywords.pop("tuned"), **keywords)
     except SubnetError as error:
-        pytest.fail(str(error), pytrace=False)
+        _fail(error)
+    except (TypeError, ValueError) as error:
+        if marked is None:
+            raise
+        _fail(f"@pytest.mark.model_pair: {error}")
 
 
 @pytest.fixture(scope="session")
@@ -175,7 +205,12 @@ def causal_lm_pair(
         say(pytestconfig, f"causal_lm_pair: {room_for(model_pair, subnet_device)}")
         return load_causal_lm_pair(model_pair, subnet_device)
     except SubnetError as error:
-        pytest.fail(str(error), pytrace=False)
+        _fail(error)
+
+
+def _fail(reason: object) -> NoReturn:
+    """Fail the tests that need the fixture; the reason is all there is to see."""
+    raise pytest.fail.Exception(str(reason), pytrace=False) from None
 
 
 @pytest.fixture

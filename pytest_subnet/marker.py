@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_subnet.settings import locate
 from pytest_subnet.text import nearest, safe
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 MARKER = (
     "model_pair(*, base, tuned, rename=None, vocab='strict', as_dtype=None): "
@@ -26,27 +23,30 @@ def parametrize_marked(metafunc: pytest.Metafunc) -> None:
     if mark is None or "model_pair" not in metafunc.fixturenames:
         return
     keywords = _checked(metafunc.definition.nodeid, mark)
-    root = metafunc.config.rootpath
     for side in ("base", "tuned"):
-        if isinstance(keywords[side], str):
-            keywords[side] = locate(str(keywords[side]), root)
-    name = "-".join(Path(str(keywords[side])).name for side in ("base", "tuned"))
-    metafunc.parametrize("model_pair", [keywords], indirect=True, scope="session", ids=[safe(name)])
+        source = keywords[side]
+        if isinstance(source, str | os.PathLike):
+            keywords[side] = locate(os.fspath(source), metafunc.config.rootpath)
+    name = "-".join(_short(keywords[side]) for side in ("base", "tuned"))
+    metafunc.parametrize("model_pair", [keywords], indirect=True, scope="session", ids=[name])
 
 
 def _checked(nodeid: str, mark: pytest.Mark) -> dict[str, object]:
     where = f"{nodeid}: @pytest.mark.model_pair"
     if mark.args:
         raise _collect_error(f"{where} takes keywords only: base=…, tuned=…")
-    keywords: Mapping[str, object] = mark.kwargs
-    for keyword in keywords:
+    for keyword in mark.kwargs:
         if keyword not in _KEYWORDS:
             hint = nearest(keyword, _KEYWORDS)
             raise _collect_error(f"{where} does not know the keyword {safe(keyword)!r}{hint}")
-    missing = [side for side in ("base", "tuned") if side not in keywords]
+    missing = [side for side in ("base", "tuned") if not mark.kwargs.get(side)]
     if missing:
         raise _collect_error(f"{where} needs {' and '.join(f'{side}=…' for side in missing)}")
-    return dict(keywords)
+    return dict(mark.kwargs)
+
+
+def _short(source: object) -> str:
+    return safe(Path(source).name) if isinstance(source, str) else type(source).__name__
 
 
 def _collect_error(text: str) -> pytest.Collector.CollectError:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_subnet import progress
-from pytest_subnet.errors import SubnetError
 from pytest_subnet.fixtures import (
     causal_lm_pair,
     model_pair,
@@ -41,11 +40,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Check the settings, register the marker, and listen to xdist's workers where there are any."""
+    """Check the settings, register the marker, and listen to xdist's workers, if any."""
     config.addinivalue_line("markers", MARKER)
     config.stash[settings_key] = read_settings(config)
     config.stash[report_key] = SessionReport()
-    if config.pluginmanager.hasplugin("xdist") and not hasattr(config, "workerinput"):
+    if not hasattr(config, "workerinput"):
         config.pluginmanager.register(WorkerTables(config.stash[report_key]), "subnet-workers")
 
 
@@ -69,13 +68,11 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         return (yield)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Show a measurement that could not be made at the line that asked for it."""
-    try:
-        return (yield)
-    except SubnetError as error:
-        raise end_at_caller(error) from error.__cause__
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    """Show an error of ours at the line that asked for what cannot be."""
+    # No wrapper: what unittest caught is in `call` only after its own hook, which comes first.
+    if call.excinfo is not None and not item.config.getoption("fulltrace", False):
+        end_at_caller(call.excinfo.value)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -24,16 +24,18 @@ class Settings:
     """The plugin's settings for one run.
 
     Attributes:
-        base: where `model_pair` finds the base.
+        base: where `model_pair` finds the base: an absolute path or a hub id.
         tuned: where it finds the tuned checkpoint.
         device: the device that was asked for by name; None leaves the choice.
         tolerances: counted in every scan, besides same bits and 1e-5.
+        root: pytest's rootdir, from which paths are shown.
     """
 
     base: str | None
     tuned: str | None
     device: str | None
     tolerances: tuple[str, ...]
+    root: Path
 
     def parsed_tolerances(self) -> tuple[Tolerance, ...]:
         """The tolerances as the scan takes them."""
@@ -43,8 +45,10 @@ class Settings:
 
     def header(self) -> str | None:
         """One line on what changes a verdict; None when nothing was set."""
-        named = {"base": self.base, "tuned": self.tuned, "device": self.device}
-        parts = [f"{name} {safe(value)}" for name, value in named.items() if value]
+        sources = {"base": self.base, "tuned": self.tuned}
+        parts = [f"{name} {safe(shown(path, self.root))}" for name, path in sources.items() if path]
+        if self.device:
+            parts.append(f"device {self.device}")
         if self.tolerances:
             parts.append("also counting " + ", ".join(map(safe, self.tolerances)))
         return f"subnet: {', '.join(parts)}" if parts else None
@@ -74,45 +78,67 @@ def add_options(parser: pytest.Parser) -> None:
 
 def read_settings(config: pytest.Config) -> Settings:
     """Read every option and ini key; a wrong one is a `UsageError` that names it."""
-    device = _read(config, "device")
+    ini = {name: _read_ini(config, name) for name in ("base", "tuned", "device", "tolerances")}
+    device = _option(config, "device") or str(ini["device"]) or None
     if device is not None and not _DEVICE.fullmatch(device):
         raise pytest.UsageError(
-            f"--subnet-device (or subnet_device) is {safe(device)!r}; "
-            "it takes cpu, cuda or cuda:N"
+            f"--subnet-device (or subnet_device) is {safe(device)!r}; it takes cpu, cuda or cuda:N"
         )
-    tolerances = tuple(config.getini("subnet_tolerances"))
+    tolerances = tuple(ini["tolerances"])
     for text in tolerances:
         try:
             _split_tolerance(text)
         except ValueError as error:
             raise pytest.UsageError(f"{config.inipath}: subnet_tolerances: {error}") from None
     return Settings(
-        base=_read_source(config, "base"),
-        tuned=_read_source(config, "tuned"),
+        base=_source(config, "base", str(ini["base"])),
+        tuned=_source(config, "tuned", str(ini["tuned"])),
         device=device,
         tolerances=tolerances,
+        root=config.rootpath,
     )
 
 
-def _read(config: pytest.Config, name: str) -> str | None:
-    return config.getoption(f"subnet_{name}") or config.getini(f"subnet_{name}") or None
+def _read_ini(config: pytest.Config, name: str) -> str | list[str]:
+    # pytest checks the type of a value when it is read, and names the key not in every case.
+    try:
+        value: str | list[str] = config.getini(f"subnet_{name}")
+    except (TypeError, ValueError) as error:
+        raise pytest.UsageError(f"{config.inipath}: subnet_{name}: {error}") from None
+    return value
 
 
-def _read_source(config: pytest.Config, name: str) -> str | None:
-    option = config.getoption(f"subnet_{name}")
+def _option(config: pytest.Config, name: str) -> str | None:
+    value: str | None = config.getoption(f"subnet_{name}")
+    if value == "":
+        raise pytest.UsageError(f"--subnet-{name} is empty; is the variable for it not set?")
+    return value
+
+
+def _source(config: pytest.Config, name: str, ini: str) -> str | None:
+    option = _option(config, name)
     if option:
         return locate(option, config.invocation_params.dir)
-    ini = config.getini(f"subnet_{name}")
     return locate(ini, config.rootpath) if ini else None
 
 
 def locate(source: str, start: Path) -> str:
-    """A source as seen from `start`: a path that exists there, else as it was written."""
-    path = start / Path(source).expanduser()
-    if not path.exists():
-        return source
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative
+    """The absolute path of `source` as seen from `start`, or the hub id that it is.
+
+    A path stays good when a test changes the working directory.
+    """
+    path = start / os.path.expanduser(source)  # noqa: PTH111 - pathlib's raises for "~nobody"
+    if os.path.exists(path):  # noqa: PTH110 - pathlib's raises for a name that is too long
+        return str(path)
+    from pytest_subnet.checkpoints.hub import parse_hub_id
+
+    return source if parse_hub_id(source) else str(path)
+
+
+def shown(source: str, root: Path) -> str:
+    """How messages name what `locate` found: below `root` relative to it, else as it is."""
+    path = Path(os.path.normpath(source))
+    return str(path.relative_to(root)) if path.is_relative_to(root) else source
 
 
 def _split_tolerance(text: str) -> dict[str, float]:

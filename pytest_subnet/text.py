@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -114,6 +113,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
     >>> nearest("mode.layers", ["model.layers", "lm_head"])
     '; did you mean model.layers?'
     """
+    import difflib  # deferred: only a wrong name pays for it
+
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {safe(close[0])}?" if close else ""
 

@@ -2,21 +2,55 @@
 
 from __future__ import annotations
 
+import contextlib
+import linecache
+import os
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING
 
-_HERE = str(Path(__file__).parent)
-ErrorT = TypeVar("ErrorT", bound=BaseException)
+from pytest_subnet.errors import SubnetError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+_HERE = str(Path(__file__).parent) + os.sep
+_CONTEXTLIB = contextlib.__file__
+"""What stands between a user's `with` and the code of a context manager."""
 
 
-def end_at_caller(error: ErrorT) -> ErrorT:
-    """Cut this package's frames off the end of the error's traceback; its text says enough."""
-    last = None
+def end_at_caller(error: BaseException) -> None:
+    """Cut this package's frames off an error that is meant for the user; its text says enough.
+
+    Such are a `SubnetError`, behind which a library's error is cut off too, and an argument that
+    this package refused. An error that nobody meant to raise keeps all its frames.
+    """
+    entries = list(_entries(error))
+    if isinstance(error, SubnetError):
+        error.__cause__ = None
+    elif not isinstance(error, TypeError | ValueError) or not _was_raised_here(entries):
+        return
+    callers = [entry for entry in entries if not _is_own(entry)]
+    if callers:
+        callers[-1].tb_next = None
+
+
+def _entries(error: BaseException) -> Iterator[TracebackType]:
     entry = error.__traceback__
     while entry is not None:
-        if not entry.tb_frame.f_code.co_filename.startswith(_HERE):
-            last = entry
+        yield entry
         entry = entry.tb_next
-    if last is not None:
-        last.tb_next = None
-    return error
+
+
+def _file(entry: TracebackType) -> str:
+    return entry.tb_frame.f_code.co_filename
+
+
+def _is_own(entry: TracebackType) -> bool:
+    return _file(entry).startswith(_HERE) or _file(entry) == _CONTEXTLIB
+
+
+def _was_raised_here(entries: list[TracebackType]) -> bool:
+    last = entries[-1]
+    line = linecache.getline(_file(last), last.tb_lineno)
+    return _file(last).startswith(_HERE) and line.lstrip().startswith("raise ")

@@ -107,28 +107,31 @@ class Checkpoint(ABC):
         Args:
             name: one of `names()`.
             rows: a slice with step 1 along the first dimension; None reads all of it.
+
+        Raises:
+            CheckpointError: there is no such tensor, or its bytes cannot be read.
+            ValueError: `rows` has a step, or the tensor has no dimensions.
         """
         import torch
 
         info = self.info(name)
-        start, stop, step = (rows or slice(None)).indices(info.shape[0] if info.shape else 1)
-        if step != 1:
-            raise ValueError(f"rows={rows} has a step; only whole runs of rows can be read")
-        shape = (max(stop - start, 0), *info.shape[1:]) if info.shape else ()
-        nbytes = math.prod(shape) * DTYPES[info.dtype].itemsize
-        if nbytes == 0:
-            return torch.empty(shape, dtype=getattr(torch, info.dtype))
-        row = info.nbytes // info.shape[0] if info.shape else info.nbytes
-        data = bytearray(nbytes)
+        start, count = run_of_rows(info, rows)
+        shape = info.shape if rows is None else (count, *info.shape[1:])
+        dtype = getattr(torch, info.dtype)
+        row = math.prod(info.shape[1:]) * DTYPES[info.dtype].itemsize
+        data = bytearray(math.prod(shape) * DTYPES[info.dtype].itemsize)
+        if not data:
+            return torch.empty(shape, dtype=dtype)
         self.read_into(name, start * row, memoryview(data))
-        return torch.frombuffer(data, dtype=getattr(torch, info.dtype)).reshape(shape)
+        return torch.frombuffer(data, dtype=dtype).reshape(shape)
 
     def fingerprint(self, name: str | None = None) -> str:
         """XXH3-128 of the content, the same in every format that stores the same bits.
 
         Args:
             name: one tensor, hashed over its bytes in row order; None hashes, over all tensors in
-                the order of their names, name, dtype, shape and content.
+                the order of their names, name, dtype, shape and content. A tied tensor counts
+                under its first name only: most formats store it once.
 
         Returns:
             32 hexadecimal digits.
@@ -137,7 +140,7 @@ class Checkpoint(ABC):
 
         digest = xxhash.xxh3_128()
         if name is None:
-            for each in sorted(self.names()):
+            for each in sorted(set(self.names()) - self.ties.keys()):
                 info = self.info(each)
                 entry = [each, info.dtype, list(info.shape), self.fingerprint(each)]
                 digest.update(repr(entry).encode("utf-8", "surrogatepass"))
@@ -150,6 +153,15 @@ class Checkpoint(ABC):
             digest.update(part)
         return digest.hexdigest()
 
+    def check_range(self, name: str, start: int, nbytes: int) -> None:
+        """Raise unless `name` has `nbytes` bytes from byte `start` on; others lie beyond."""
+        there = self.info(name).nbytes
+        if start < 0 or start + nbytes > there:
+            raise CheckpointError(
+                f"{safe(name)} of {safe(self.label)} has {there:,} bytes; "
+                f"bytes {start:,} to {start + nbytes:,} were asked for"
+            )
+
     def unknown(self, name: str) -> CheckpointError:
         """The error for a name this checkpoint does not have."""
         hint = nearest(name, self.names())
@@ -158,3 +170,15 @@ class Checkpoint(ABC):
     def __repr__(self) -> str:
         """One line: what and how many."""
         return f"<{type(self).__name__} {safe(self.label)}: {len(self.names())} tensors>"
+
+
+def run_of_rows(info: TensorInfo, rows: slice | None) -> tuple[int, int]:
+    """The first of the rows asked for and how many they are."""
+    if rows is None:
+        return 0, info.shape[0] if info.shape else 1
+    if not info.shape:
+        raise ValueError(f"rows={rows}: {safe(info.name)} is a single number and has no rows")
+    start, stop, step = rows.indices(info.shape[0])
+    if step != 1:
+        raise ValueError(f"rows={rows} has a step; only whole runs of rows can be read")
+    return start, max(stop - start, 0)

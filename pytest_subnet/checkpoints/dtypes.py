@@ -34,13 +34,13 @@ _TABLE = [
     DType("uint64", 8, False, "U64"),
     DType("bool", 1, False, "BOOL"),
     DType("complex64", 8, False, "C64"),
-    DType("complex128", 16, False, "C128"),
+    DType("complex128", 16, False, ""),  # safetensors has no such dtype
 ]
 
 DTYPES = {dtype.name: dtype for dtype in _TABLE}
 """Every dtype that can be read, by its torch name (`"bfloat16"`)."""
 
-BY_CODE = {dtype.code: dtype for dtype in _TABLE}
+BY_CODE = {dtype.code: dtype for dtype in _TABLE if dtype.code}
 """The same by the code a safetensors header uses (`"BF16"`)."""
 
 ARITHMETIC = ("bfloat16", "float16", "float32", "float64")

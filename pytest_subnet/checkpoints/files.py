@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections import OrderedDict
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_subnet.errors import CheckpointError
@@ -11,7 +14,6 @@ from pytest_subnet.text import safe
 
 if TYPE_CHECKING:
     from io import FileIO
-    from pathlib import Path
 
 _OPEN_FILES = 4
 """Files a reader keeps open: base and tuned, and one more of each at a shard's edge."""
@@ -28,23 +30,52 @@ class FileStamp(NamedTuple):
 
 
 def stamp(path: Path | str) -> FileStamp:
-    """The stamp of `path` as it is now; links are followed."""
+    """The stamp of the file `path` as it is now; links are followed."""
     try:
-        status = os.stat(path)
+        status = Path(path).stat()
     except OSError as error:
         raise unreadable(path, error) from error
+    if not stat.S_ISREG(status.st_mode):  # a pipe would block, a directory or device has no data
+        what = "a directory" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
+        raise CheckpointError(f"{safe(path)} is {what}, not a file; put the file of weights there")
     return FileStamp(
         os.fspath(path), status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns
     )
 
 
+def exists(path: Path | str) -> bool:
+    """Whether there is anything at `path`; `CheckpointError` when the system will not say."""
+    try:
+        Path(path).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except ValueError:  # a null byte or a lone surrogate: no file can have such a name
+        return False
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise unreadable(path, error) from error
+    return True
+
+
+def refuse_pointer(path: Path | str, head: bytes) -> None:
+    """Raise if `head`, the first bytes of the file `path`, are those of a Git LFS pointer."""
+    if head.startswith(b"version "):
+        raise CheckpointError(
+            f"{safe(path)} is a Git LFS pointer, not weights; run `git lfs pull` in its repository"
+        )
+
+
 def unreadable(path: Path | str, error: OSError) -> CheckpointError:
     """The error for a file the system will not let us read, with what to do."""
     if isinstance(error, FileNotFoundError):
-        return CheckpointError(f"{safe(path)} does not exist; was the download or the save cut short?")
+        return CheckpointError(
+            f"{safe(path)} does not exist; was the download or the save cut short?"
+        )
     if isinstance(error, PermissionError):
         return CheckpointError(
-            f"no permission to read {safe(path)}; give this user read access (chmod a+r)"
+            f"no permission to read {safe(path)}; give this user read access (chmod a+r, "
+            "and a+x on the directories above it)"
         )
     reason = error.strerror or type(error).__name__
     return CheckpointError(
@@ -63,6 +94,17 @@ def _seek_and_read(handle: FileIO, buffer: memoryview, offset: int) -> int:
 
 # Windows has no preadv. A reader belongs to one thread, so seek and read are as good there.
 read_some = _read_at if hasattr(os, "preadv") else _seek_and_read
+
+
+def read_unchanged(known: FileStamp, offset: int, buffer: memoryview) -> None:
+    """Fill `buffer` from byte `offset` of a file that must be as it was when `known` was taken."""
+    with FileReader() as reader:
+        reader.read_into(known.path, offset, buffer)
+    if stamp(known.path) != known:
+        raise CheckpointError(
+            f"{safe(known.path)} changed after it was opened; wait until it is written, then open "
+            "it again"
+        )
 
 
 class FileReader:

@@ -6,12 +6,13 @@ reports each fault in words that name neither file nor tensor. What it refuses i
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
 from pytest_subnet.checkpoints.base import TensorInfo
 from pytest_subnet.checkpoints.dtypes import BY_CODE
-from pytest_subnet.checkpoints.files import FileStamp, stamp, unreadable
+from pytest_subnet.checkpoints.files import FileStamp, refuse_pointer, stamp, unreadable
+from pytest_subnet.checkpoints.json_files import DuplicateNameError, is_text, parse_unique
+from pytest_subnet.checkpoints.wording import broken, short
 from pytest_subnet.errors import CheckpointError
 from pytest_subnet.text import safe
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _LARGEST_HEADER = 100_000_000  # the limit of the format's own library
+_LARGEST = 2**63 - 1  # no file is larger
 _SUB_BYTE = ("F4", "F6_E2M3", "F6_E3M2")
 
 
@@ -47,7 +49,7 @@ def read_header(path: Path) -> Header:
     except OSError as error:
         raise unreadable(path, error) from error
     if len(raw) != length:
-        _broken(path, "it shrank while its header was read")
+        broken(path, "it shrank while its header was read")
     entries = _parse(path, raw)
     data = before.size - 8 - length
     tensors = _checked(path, entries, data_start=8 + length, data_bytes=data)
@@ -55,12 +57,9 @@ def read_header(path: Path) -> Header:
 
 
 def _header_length(path: Path, head: bytes, file_size: int) -> int:
-    if head == b"version ":
-        raise CheckpointError(
-            f"{safe(path)} is a Git LFS pointer, not weights; run `git lfs pull` in its repository"
-        )
+    refuse_pointer(path, head)
     if len(head) < 8:
-        _broken(path, f"it has only {file_size} bytes")
+        broken(path, f"it has only {file_size} bytes")
     length = int.from_bytes(head, "little")
     if length > _LARGEST_HEADER:
         raise CheckpointError(
@@ -68,44 +67,32 @@ def _header_length(path: Path, head: bytes, file_size: int) -> int:
             "was an error page or another format saved under this name?"
         )
     if length > file_size - 8:
-        _broken(path, f"its header needs {length:,} bytes, the file has {file_size - 8:,}")
+        broken(path, f"its header needs {length:,} bytes, the file has {file_size - 8:,}")
     return length
-
-
-def _broken(path: Path, what: str) -> NoReturn:
-    raise CheckpointError(
-        f"{safe(path)} is truncated or corrupt: {what}; save or download it again"
-    )
-
-
-class _DuplicateName(ValueError):
-    pass
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise _DuplicateName(next(name for name in names if names.count(name) > 1))
-    return result
 
 
 def _parse(path: Path, raw: bytes) -> dict[str, object]:
     try:
-        entries = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
-    except _DuplicateName as error:
+        entries = parse_unique(raw)
+    except DuplicateNameError as error:
         raise CheckpointError(
-            f"{safe(path)} lists {safe(error)} twice in its header; which one counts cannot be "
+            f"{safe(path)} lists {short(error)} twice in its header; which one counts cannot be "
             "known, save it again"
         ) from None
     except (ValueError, RecursionError) as error:
-        _broken(path, f"its header is not JSON ({safe(error)})")
+        broken(path, f"its header is not JSON ({short(error)})")
     if not isinstance(entries, dict):
-        _broken(path, "its header is not a JSON object")
-    metadata = entries.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        _broken(path, "its __metadata__ is not a map of strings")
+        broken(path, "its header is not a JSON object")
+    metadata = entries.pop("__metadata__", None)
+    if metadata is not None and not _is_map_of_texts(metadata):
+        broken(path, "its __metadata__ is not a map of strings")
     return entries
+
+
+def _is_map_of_texts(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(text, str) and is_text(text) for text in (*value, *value.values())
+    )
 
 
 def _checked(
@@ -117,18 +104,20 @@ def _checked(
     previous = ""
     for info, start, end in spans:
         if end > data_bytes:
-            _broken(
+            broken(
                 path,
-                f"{safe(info.name)} ends at byte {end:,} of its data, which has {data_bytes:,}",
+                f"{short(info.name)} ends at byte {end:,} of its data, which has {data_bytes:,}",
             )
         if start < position:
-            _broken(path, f"the bytes of {safe(info.name)} overlap those of {safe(previous)}")
+            broken(path, f"the bytes of {short(info.name)} overlap those of {short(previous)}")
         if start > position:
-            _broken(path, f"{start - position:,} bytes before {safe(info.name)} belong to no tensor")
+            broken(
+                path, f"{start - position:,} bytes before {short(info.name)} belong to no tensor"
+            )
         tensors[info.name] = (info, data_start + start)
         position, previous = end, info.name
     if position != data_bytes:
-        _broken(path, f"its last {data_bytes - position:,} bytes belong to no tensor")
+        broken(path, f"its last {data_bytes - position:,} bytes belong to no tensor")
     return tensors
 
 
@@ -137,29 +126,41 @@ def _span_order(span: tuple[TensorInfo, int, int]) -> tuple[int, int]:
 
 
 def _entry(path: Path, name: str, entry: object) -> tuple[TensorInfo, int, int]:
+    if not is_text(name):
+        broken(path, f"the name {short(name)} is not valid Unicode")
     match entry:
-        case {"dtype": str(code), "shape": list(shape), "data_offsets": [int(start), int(end)]}:
+        # A further field could change what the bytes mean: it is refused, not overlooked.
+        case {
+            "dtype": str(code),
+            "shape": list(shape),
+            "data_offsets": [start, end],
+            **more,
+        } if not more:
             pass
         case _:
-            _broken(path, f"the header entry of {safe(name)} is not dtype, shape and data_offsets")
+            broken(path, f"{short(name)} is not given as exactly dtype, shape and data_offsets")
     if code in _SUB_BYTE:
         raise CheckpointError(
-            f"{safe(path)}: {safe(name)} is stored as {code}, less than a byte an entry; "
+            f"{safe(path)}: {short(name)} is stored as {code}, less than a byte an entry; "
             "dequantise it first (compressed-tensors and transformers can)"
         )
     dtype = BY_CODE.get(code)
     if dtype is None:
-        _broken(path, f"{safe(name)} has the unknown dtype {safe(code)!r}")
+        broken(path, f"{short(name)} has the unknown dtype {short(code)!r}")
     numel = 1
     for length in shape:
-        if type(length) is not int or length < 0:
-            _broken(path, f"{safe(name)} has the impossible shape {safe(shape)}")
-        numel *= length
+        numel = numel * length if _is_natural(length) else _LARGEST + 1
+        if numel > _LARGEST:
+            broken(path, f"{short(name)} has the impossible shape {short(shape)}")
     nbytes = numel * dtype.itemsize
-    if type(start) is not int or type(end) is not int or start < 0 or end - start != nbytes:
-        _broken(
+    if not _is_natural(start) or not _is_natural(end) or end - start != nbytes:
+        broken(
             path,
-            f"{safe(name)} is {code}{safe(shape)}, {nbytes:,} bytes, "
-            f"but its offsets are {safe(start)} to {safe(end)}",
+            f"{short(name)} is {code}{short(shape)}, {nbytes:,} bytes, "
+            f"but its offsets are {short(start)} to {short(end)}",
         )
     return TensorInfo(name, tuple(shape), dtype.name, nbytes), start, end
+
+
+def _is_natural(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value <= _LARGEST  # True is an int too, and no length

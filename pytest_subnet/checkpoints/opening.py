@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 
 from pytest_subnet.checkpoints import hub, safetensors
 from pytest_subnet.checkpoints.base import Checkpoint
-from pytest_subnet.checkpoints.files import unreadable
+from pytest_subnet.checkpoints.files import exists, unreadable
+from pytest_subnet.checkpoints.json_files import read_json
 from pytest_subnet.checkpoints.safetensors import SafetensorsCheckpoint
-from pytest_subnet.checkpoints.sharded import read_json
+from pytest_subnet.checkpoints.sharded import series
+from pytest_subnet.checkpoints.wording import short
 from pytest_subnet.errors import CheckpointError
 from pytest_subnet.text import first_few, plural, safe
 
@@ -68,32 +70,42 @@ def _open_memory(source: object) -> Checkpoint:
 
 
 def _open_path(source: str) -> Checkpoint:
-    path = Path(source).expanduser()
-    try:
-        if path.is_dir():
-            return _open_directory(path, source)
-        if path.exists():
-            return _open_file(path, source, path.parent)
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-        raise unreadable(source, error if isinstance(error, OSError) else OSError(str(error))) from None
+    if not source:
+        raise CheckpointError(
+            "the path of the checkpoint is empty; is the variable for it not set?"
+        )
+    path = _expanded(source)
+    if exists(path):
+        return _open_directory(path, source) if path.is_dir() else _open_file(path, source)
     named = hub.parse_hub_id(source)
     if named is None:
         raise CheckpointError(
-            f"no checkpoint at {safe(source)}: there is no such path (looked in {safe(Path.cwd())})"
+            f"no checkpoint at {short(source)}: there is no such path "
+            f"(looked in {safe(Path.cwd())})"
         )
-    directory = hub.download(*named)
-    return _open_directory(directory, source)
+    return _open_directory(hub.download(*named), source)
+
+
+def _expanded(source: str) -> Path:
+    try:
+        return Path(source).expanduser()
+    except RuntimeError:  # `~name` of nobody: the path as it stands, which will not exist
+        return Path(source)
 
 
 def _open_directory(directory: Path, label: str) -> Checkpoint:
-    present = sorted(entry.name for entry in directory.iterdir())
+    """The checkpoint in `directory`; safetensors first, as transformers would take it."""
+    try:
+        present = sorted(entry.name for entry in directory.iterdir())
+    except OSError as error:
+        raise unreadable(directory, error) from error
     for index_suffix, suffixes, preferred in (
         (safetensors.INDEX_SUFFIX, (".safetensors",), "model.safetensors"),
         (_TORCH_INDEX, _TORCH_SUFFIXES, "pytorch_model.bin"),
     ):
         chosen = _choose(directory, present, index_suffix, suffixes, preferred)
         if chosen is not None:
-            return _open_file(chosen, label, directory)
+            return _open_file(chosen, label)
     found = f"it holds {first_few(present, 5)}" if present else "it is empty"
     raise CheckpointError(
         f"{safe(label)} has no weights: {found}; looked for *.safetensors, *.bin and *.pt with or "
@@ -105,7 +117,7 @@ def _choose(
     directory: Path, present: list[str], index_suffix: str, suffixes: tuple[str, ...], single: str
 ) -> Path | None:
     indexes = [name for name in present if name.endswith(index_suffix)]
-    files = [name for name in present if name.endswith(suffixes) and not _is_trainer_state(name)]
+    files = [name for name in present if name.endswith(suffixes) and not _is_no_weights(name)]
     if len(indexes) > 1 or (indexes and single in files):
         both = [*indexes, *([single] if single in files else [])]
         raise CheckpointError(
@@ -121,16 +133,25 @@ def _choose(
             f"{safe(directory)} holds {plural(len(files), 'weight file')} and no index: "
             f"{first_few(files)}; copy its *{index_suffix} beside them, or pass one file"
         )
-    return directory / files[0] if files else None
+    if not files:
+        return None
+    shard = series(files[0])
+    if shard is not None and shard[1] > 1:
+        raise CheckpointError(
+            f"{safe(directory)} holds {safe(files[0])}, one of {shard[1]} shards, and no index; "
+            f"copy the others and their *{index_suffix} beside it"
+        )
+    return directory / files[0]
 
 
-def _is_trainer_state(name: str) -> bool:
-    return name.startswith(("training_args", "optimizer", "scheduler", "scaler", "rng_state"))
+def _is_no_weights(name: str) -> bool:
+    """Whether a file is a trainer's own state, or hidden (some systems add `._name` files)."""
+    return name.startswith((".", "training_args", "optimizer", "scheduler", "scaler", "rng_state"))
 
 
-def _open_file(path: Path, label: str, directory: Path) -> Checkpoint:
-    config_path = directory / "config.json"
-    config = read_json(config_path) if config_path.exists() else {}
+def _open_file(path: Path, label: str) -> Checkpoint:
+    config_path = path.parent / "config.json"
+    config = read_json(config_path) if exists(config_path) else {}
     if path.name.endswith((".safetensors", safetensors.INDEX_SUFFIX)):
         return SafetensorsCheckpoint(path, label=label, config=config)
     if path.name.endswith((*_TORCH_SUFFIXES, _TORCH_INDEX)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_subnet.checkpoints.base import Checkpoint, Extent, TensorInfo
-from pytest_subnet.checkpoints.files import FileReader, stamp
+from pytest_subnet.checkpoints.files import FileStamp, read_unchanged, stamp
 from pytest_subnet.checkpoints.header import read_header
 from pytest_subnet.checkpoints.sharded import check_shards, read_index
 from pytest_subnet.errors import CheckpointError
@@ -34,19 +34,19 @@ class SafetensorsCheckpoint(Checkpoint):
         self.config = config
         self.ties = {}
         self.buffers = frozenset()
+        self._index: list[FileStamp] = []
         if path.name.endswith(INDEX_SUFFIX):
+            self._index = [stamp(path)]
             expected = read_index(path, (".safetensors",))
             headers = [read_header(path.parent / shard) for shard in expected]
             found = dict(zip(expected, (header.tensors for header in headers), strict=True))
             check_shards(path, expected, found)
-            self._index = [stamp(path)]
         else:
             headers = [read_header(path)]
-            self._index = []
         self._stamps = [header.stamp for header in headers]
         self._digests = tuple(header.digest for header in headers)
-        self._where: dict[str, tuple[TensorInfo, str, int]] = {
-            name: (info, header.stamp.path, offset)
+        self._where: dict[str, tuple[TensorInfo, FileStamp, int]] = {
+            name: (info, header.stamp, offset)
             for header in headers
             for name, (info, offset) in header.tensors.items()
         }
@@ -54,25 +54,30 @@ class SafetensorsCheckpoint(Checkpoint):
             raise CheckpointError(f"{safe(path)} holds no tensors; was the model saved empty?")
 
     def names(self) -> Sequence[str]:
+        """All tensor names, shard by shard in the order of their bytes."""
         return list(self._where)
 
     def info(self, name: str) -> TensorInfo:
+        """What the header says of `name`."""
         try:
             return self._where[name][0]
         except KeyError:
             raise self.unknown(name) from None
 
     def extents(self, name: str, start: int, nbytes: int) -> Sequence[Extent]:
-        _, path, offset = self._where[name]
-        return (Extent(path, offset + start, nbytes),)
+        """The one run of bytes that any part of a tensor is."""
+        self.check_range(name, start, nbytes)
+        _, file, offset = self._where[name]
+        return (Extent(file.path, offset + start, nbytes),)
 
     def read_into(self, name: str, start: int, buffer: memoryview) -> None:
-        self.info(name)
-        (extent,) = self.extents(name, start, len(buffer))
-        with FileReader() as reader:
-            reader.read_into(extent.path, extent.offset, buffer)
+        """Read bytes from the file, which must be as it was when its header was read."""
+        self.check_range(name, start, len(buffer))
+        _, file, offset = self._where[name]
+        read_unchanged(file, offset + start, buffer)
 
     def identity(self) -> Hashable:
+        """The stamps of index and shards as they are now, and what their headers were."""
         return (
             tuple(stamp(known.path) for known in (*self._index, *self._stamps)),
             self._digests,

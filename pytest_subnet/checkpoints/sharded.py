@@ -6,31 +6,20 @@ lead outside the directory; both are found here, before anything is read.
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+import re
 from typing import TYPE_CHECKING
 
-from pytest_subnet.checkpoints.files import unreadable
+from pytest_subnet.checkpoints.files import exists, unreadable
+from pytest_subnet.checkpoints.json_files import read_json
+from pytest_subnet.checkpoints.wording import short
 from pytest_subnet.errors import CheckpointError
-from pytest_subnet.text import first_few, safe
+from pytest_subnet.text import first_few, plural, safe
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
+    from pathlib import Path
 
-
-def read_json(path: Path) -> dict[str, object]:
-    """The JSON object in the file `path`; `CheckpointError` when it is anything else."""
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise unreadable(path, error) from error
-    try:
-        value = json.loads(text.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{safe(path)} is not JSON ({safe(error)}); save it again") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{safe(path)} holds no JSON object; save it again")
-    return value
+_NUMBERED = re.compile(r"(?P<stem>.+)-\d+-of-(?P<count>\d+)(?P<suffix>\.\w+)", re.ASCII)
 
 
 def read_index(path: Path, suffixes: tuple[str, ...]) -> dict[str, list[str]]:
@@ -40,29 +29,60 @@ def read_index(path: Path, suffixes: tuple[str, ...]) -> dict[str, list[str]]:
         path: the `*.index.json`.
         suffixes: how the name of a shard may end.
     """
-    weight_map = read_json(path).get("weight_map")
+    weight_map = read_json(path, unique=True).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{safe(path)} has no weight_map, or an empty one; save it again")
     shards: dict[str, list[str]] = {}
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or not _is_plain(shard):
+        if isinstance(shard, str) and not _is_plain(shard):
             raise CheckpointError(
-                f"{safe(path)} points outside its directory: {safe(name)} in {safe(shard)}; "
+                f"{safe(path)} points outside its directory: {short(name)} in {short(shard)}; "
                 "a shard is a file beside its index, this checkpoint was not written by a trainer"
             )
-        if not shard.endswith(suffixes):
+        if not isinstance(shard, str) or not shard.endswith(suffixes):
             raise CheckpointError(
-                f"{safe(path)} lists {safe(name)} in {safe(shard)}, which is no "
-                f"{' or '.join(suffixes)} file"
+                f"{safe(path)} lists {short(name)} in {short(shard)}, which is no "
+                f"{' or '.join(suffixes)} file; save the checkpoint again"
             )
         shards.setdefault(shard, []).append(name)
-    missing = [shard for shard in shards if not (path.parent / shard).exists()]
+    _check_present(path, shards)
+    _check_listed(path, shards)
+    return shards
+
+
+def _check_present(path: Path, shards: Collection[str]) -> None:
+    missing = [shard for shard in shards if not exists(path.parent / shard)]
     if missing:
         raise CheckpointError(
-            f"{safe(path)} lists {len(shards)} shards, {len(missing)} missing: "
-            f"{first_few(missing)}; copy or download them into {safe(path.parent)}"
+            f"{safe(path)} lists {plural(len(shards), 'shard')}, {len(missing)} missing: "
+            f"{first_few([short(shard) for shard in missing])}; copy or download them into "
+            f"{safe(path.parent)}"
         )
-    return shards
+
+
+def _check_listed(path: Path, shards: Collection[str]) -> None:
+    """Raise if a file beside the index belongs to its series and would be left out."""
+    listed = {series(shard) for shard in shards} - {None}
+    try:
+        beside = sorted(entry.name for entry in path.parent.iterdir()) if listed else []
+    except OSError as error:
+        raise unreadable(path.parent, error) from error
+    extra = [name for name in beside if name not in shards and series(name) in listed]
+    if extra:
+        raise CheckpointError(
+            f"{safe(path)} does not list {first_few(extra)}, which belongs to the same series; its "
+            "tensors would be left out, save the checkpoint again or remove the file"
+        )
+
+
+def series(file_name: str) -> tuple[str, int, str] | None:
+    """What the numbered shards of one save have in common; None for any other file.
+
+    >>> series("model-00002-of-00003.safetensors"), series("model.safetensors")
+    (('model', 3, '.safetensors'), None)
+    """
+    match = _NUMBERED.fullmatch(file_name)
+    return (match["stem"], int(match["count"]), match["suffix"]) if match else None
 
 
 def _is_plain(shard: str) -> bool:
@@ -74,15 +94,19 @@ def check_shards(
 ) -> None:
     """Raise unless every shard holds exactly the tensors that the index says it holds."""
     for shard, names in expected.items():
-        absent = sorted(set(names) - set(found[shard]))
+        absent = _missing_from(found[shard], names)
         if absent:
             raise CheckpointError(
-                f"{safe(index)} says that {safe(shard)} holds {first_few(absent)}, "
+                f"{safe(index)} says that {safe(shard)} holds {absent}, "
                 "but it does not; save the checkpoint again"
             )
-        extra = sorted(set(found[shard]) - set(names))
+        extra = _missing_from(names, found[shard])
         if extra:
             raise CheckpointError(
-                f"{safe(index.parent / shard)} holds {first_few(extra)}, which the index "
+                f"{safe(index.parent / shard)} holds {extra}, which the index "
                 f"{safe(index.name)} does not place there; save the checkpoint again"
             )
+
+
+def _missing_from(there: Collection[str], wanted: Collection[str]) -> str:
+    return first_few([short(name) for name in sorted(set(wanted) - set(there))])

@@ -1,32 +1,47 @@
 """Torch files: `pytorch_model.bin` and other pickles of tensors, one file or shards with an index.
 
 Loading is always `weights_only=True`: a pickle that asks for code is refused, and no switch turns
-that off. The tensors are memory-mapped, so that opening reads no data.
+that off. The tensors are memory-mapped, so that opening reads no data; files older than torch 1.6
+cannot be mapped and are read whole.
 """
 
 from __future__ import annotations
 
 import pickle
-from typing import TYPE_CHECKING
+import re
+import warnings
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from pytest_subnet.checkpoints.files import stamp, unreadable
-from pytest_subnet.checkpoints.memory import TensorsCheckpoint
+from pytest_subnet.checkpoints.base import Checkpoint, Extent, TensorInfo
+from pytest_subnet.checkpoints.files import (
+    FileStamp,
+    read_unchanged,
+    refuse_pointer,
+    stamp,
+    unreadable,
+)
+from pytest_subnet.checkpoints.memory import TensorsCheckpoint, in_row_order
 from pytest_subnet.checkpoints.sharded import check_shards, read_index
+from pytest_subnet.checkpoints.wording import broken, short
+from pytest_subnet.checkpoints.zip_records import mapped_from, read_records
 from pytest_subnet.errors import CheckpointError
-from pytest_subnet.text import safe
+from pytest_subnet.text import first_few, safe
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping
+    from collections.abc import Hashable, Mapping, Sequence
     from pathlib import Path
 
     import torch
 
+    from pytest_subnet.checkpoints.base import Buffer
+
 INDEX_SUFFIX = ".bin.index.json"
 SUFFIXES = (".bin", ".pt", ".pth")
+_ZIP = b"PK\x03\x04"
 _NESTED = ("state_dict", "model", "module")  # where Lightning, trainers and DeepSpeed put weights
 
 
-class TorchCheckpoint(TensorsCheckpoint):
+class TorchCheckpoint(Checkpoint):
     """Weights in files written by `torch.save`."""
 
     def __init__(self, path: Path, *, label: str, config: Mapping[str, object]) -> None:
@@ -37,67 +52,169 @@ class TorchCheckpoint(TensorsCheckpoint):
             label: how messages name the checkpoint.
             config: its `config.json`.
         """
+        self._stamps: list[FileStamp] = []
         if path.name.endswith(INDEX_SUFFIX):
+            self._stamps.append(stamp(path))
             expected = read_index(path, SUFFIXES)
-            files = {shard: path.parent / shard for shard in expected}
-            self._stamps = [stamp(file) for file in (path, *files.values())]
-            parts = {shard: _load(file) for shard, file in files.items()}
-            check_shards(path, expected, parts)
-            tensors = {name: tensor for part in parts.values() for name, tensor in part.items()}
+            parts = {shard: _load(path.parent / shard) for shard in expected}
+            check_shards(path, expected, {shard: part.tensors for shard, part in parts.items()})
         else:
-            self._stamps = [stamp(path)]
-            tensors = _load(path)
-        super().__init__(tensors, label=label, config=config)
+            parts = {path.name: _load(path)}
+        self._stamps += [part.stamp for part in parts.values()]
+        self._places = {
+            name: (part.stamp, tensor.data_ptr() - part.mapped_from)
+            for part in parts.values()
+            if part.mapped_from is not None
+            for name, tensor in part.tensors.items()
+            if tensor.numel() and in_row_order(tensor)
+        }
+        tensors = {name: tensor for part in parts.values() for name, tensor in part.tensors.items()}
+        self._tensors = TensorsCheckpoint(tensors, label=str(path))
+        self.label = label
+        self.config = config
+        self.ties = self._tensors.ties
+        self.buffers = frozenset()
         self.directory = path.parent
 
+    def names(self) -> Sequence[str]:
+        """All tensor names, in the order of the pickles."""
+        return self._tensors.names()
+
+    def info(self, name: str) -> TensorInfo:
+        """What the pickle says of `name`."""
+        try:
+            return self._tensors.info(name)
+        except CheckpointError:
+            raise self.unknown(name) from None
+
     def identity(self) -> Hashable:
+        """The stamps of index and files as they are now."""
         return tuple(stamp(known.path) for known in self._stamps)
 
+    def extents(self, name: str, start: int, nbytes: int) -> Sequence[Extent] | None:
+        """The run of bytes in the file; None where the file does not hold them in row order."""
+        self.check_range(name, start, nbytes)
+        place = self._places.get(name)
+        return None if place is None else (Extent(place[0].path, place[1] + start, nbytes),)
 
-def _load(path: Path) -> dict[str, torch.Tensor]:
-    import torch
+    def view(self, name: str) -> Buffer | None:
+        """The bytes in memory of what cannot be read from the file by its offset."""
+        self.info(name)
+        return None if name in self._places else self._tensors.view(name)
 
+    def read_into(self, name: str, start: int, buffer: memoryview) -> None:
+        """Read bytes from the file, which must be as it was when it was opened."""
+        self.check_range(name, start, len(buffer))
+        place = self._places.get(name)
+        if place is None:
+            self._tensors.read_into(name, start, buffer)
+        else:
+            read_unchanged(place[0], place[1] + start, buffer)
+
+
+class _Loaded(NamedTuple):
+    """One file: its tensors, and the address its first byte is mapped to, where it is mapped."""
+
+    stamp: FileStamp
+    tensors: dict[str, torch.Tensor]
+    mapped_from: int | None
+
+
+def _load(path: Path) -> _Loaded:
+    known = stamp(path)
+    head = b""
     try:
         with open(path, "rb") as file:
-            zipped = file.read(4) == b"PK\x03\x04"
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            head = file.read(len(_ZIP) + 4)
+        if not head:
+            broken(path, "it is empty")
+        refuse_pointer(path, head)
+        loaded, base = _map(path) if head.startswith(_ZIP) else (_read(path), None)
+    except CheckpointError:
+        raise
     except OSError as error:
         raise unreadable(path, error) from error
     except pickle.UnpicklingError as error:
-        raise CheckpointError(_refusal(path, str(error))) from None
-    except (RuntimeError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
-        reason = safe(str(error).splitlines()[0] if str(error) else type(error).__name__)
+        _refuse(path, head, str(error))
+    except Exception as error:
+        # A damaged byte can lead zipfile and torch to any exception there is.
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        broken(path, short(reason))
+    return _Loaded(known, _tensors(path, loaded), base)
+
+
+def _map(path: Path) -> tuple[object, int | None]:
+    """What a zip file holds, memory-mapped, and the address its first byte is mapped to."""
+    import torch
+
+    records = read_records(path)
+    mapped: dict[int, int] = {}
+
+    def keep(storage: Any, _location: str) -> Any:  # an UntypedStorage; torch's stubs disagree
+        if storage.nbytes():
+            mapped[storage.data_ptr()] = storage.nbytes()
+        return storage
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pickle protocols that it reads all the same
+        loaded: object = torch.load(path, map_location=keep, weights_only=True, mmap=True)
+    base = mapped_from(path, records, mapped)
+    return loaded, base if records.native else None
+
+
+def _read(path: Path) -> object:
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as above
+        loaded: object = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+    return loaded
+
+
+def _refuse(path: Path, head: bytes, reason: str) -> NoReturn:
+    """Raise the error for a pickle that weights-only loading refused for `reason`."""
+    blocked = re.search(r"GLOBAL ([\w.]+)", reason)
+    if blocked is not None:
         raise CheckpointError(
-            f"{safe(path)} is truncated or corrupt ({reason}); save or download it again"
-        ) from None
-    return _tensors(path, loaded)
-
-
-def _refusal(path: Path, reason: str) -> str:
-    marker = "Unsupported global: GLOBAL "
-    if marker not in reason:
-        return (
-            f"{safe(path)} is not a checkpoint that weights-only loading can read "
-            f"({safe(reason.splitlines()[0])}); save it again, best as safetensors"
+            f"refusing to unpickle {safe(path)}: it needs `{short(blocked[1])}`, which is not a "
+            "tensor class; a checkpoint holds weights only, save it again as safetensors"
         )
-    needed = reason.split(marker, 1)[1].split()[0]
-    return (
-        f"refusing to unpickle {safe(path)}: it needs `{safe(needed)}`, which is not a tensor class; "
-        "a checkpoint holds weights only, save it again as safetensors"
+    if head.startswith(_ZIP):
+        broken(path, "its list of tensors is not what torch.save writes")
+    raise CheckpointError(
+        f"{safe(path)} is not a torch file (its first bytes are {head!r}); "
+        "was an error page or another format saved under this name?"
     )
 
 
 def _tensors(path: Path, loaded: object) -> dict[str, torch.Tensor]:
-    import torch
-
-    if isinstance(loaded, dict):
-        found = {name: value for name, value in loaded.items() if isinstance(value, torch.Tensor)}
-        if found and all(isinstance(name, str) for name in found):
-            return found
-        for key in _NESTED:
-            if isinstance(loaded.get(key), dict):
-                return _tensors(path, loaded[key])
+    """The weights in what was loaded: itself, or what trainers put under a known key."""
+    for _ in range(len(_NESTED)):  # a pickle can hold itself: look only so deep
+        if not isinstance(loaded, dict):
+            break
+        nested = [key for key in _NESTED if isinstance(loaded.get(key), dict)]
+        if len(nested) != 1:
+            return _flat(path, loaded)
+        loaded = loaded[nested[0]]
     raise CheckpointError(
         f"{safe(path)} holds {safe(type(loaded).__name__)}, not a mapping from names to tensors; "
         "pass the file with the model's state_dict"
     )
+
+
+def _flat(path: Path, loaded: dict[Any, object]) -> dict[str, torch.Tensor]:
+    """The tensors of `loaded` itself; settings beside them are left out, further tensors never."""
+    import torch
+
+    inner = {key: value.values() for key, value in loaded.items() if isinstance(value, dict)}
+    further = [
+        short(key)
+        for key, values in inner.items()
+        if any(isinstance(value, torch.Tensor) for value in values)
+    ]
+    if further:
+        raise CheckpointError(
+            f"{safe(path)} holds tensors under {first_few(further)}; which of them are the weights "
+            "cannot be known, save the model's state_dict alone"
+        )
+    return {key: value for key, value in loaded.items() if isinstance(value, torch.Tensor)}

@@ -1,16 +1,16 @@
-"""What a bound may be; a wrong one is a `ValueError` that names it."""
+"""What an argument of an assertion may be; a wrong one is an error that names it."""
 
 from __future__ import annotations
 
 import math
+from numbers import Real
+
+from pytest_subnet.scan.tolerance import Tolerance
 
 
-def check_fraction(name: str, value: float | None) -> None:
-    """Raise unless `value` is None or a number in [0, 1]."""
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name}={value!r} is not a number")
+def check_fraction(name: str, value: float) -> None:
+    """Raise unless `value` is a number in [0, 1]."""
+    _check_number(name, value)
     if not 0 <= value <= 1:  # also NaN
         hint = f"; {value:g}% is {name}={value / 100:g}" if 1 < value <= 100 else ""
         raise ValueError(f"{name}={value!r} is not a fraction in [0, 1]{hint}")
@@ -18,8 +18,9 @@ def check_fraction(name: str, value: float | None) -> None:
 
 def check_range(at_least: float | None, at_most: float | None) -> None:
     """Raise unless there is a bound, both are fractions, and they leave room between them."""
-    check_fraction("at_least", at_least)
-    check_fraction("at_most", at_most)
+    for name, value in (("at_least", at_least), ("at_most", at_most)):
+        if value is not None:
+            check_fraction(name, value)
     if at_least is None and at_most is None:
         raise ValueError("no bound: give at_least, at_most or both, or the assertion says nothing")
     if at_least is not None and at_most is not None and at_least > at_most:
@@ -28,7 +29,27 @@ def check_range(at_least: float | None, at_most: float | None) -> None:
 
 def check_limit(name: str, value: float) -> None:
     """Raise unless `value` is a finite number of at least 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name}={value!r} is not a number")
+    _check_number(name, value)
     if not (value >= 0 and math.isfinite(value)):
         raise ValueError(f"{name}={value!r} is not a finite number of at least 0")
+
+
+def check_tolerance(atol: float | None, rtol: float | None) -> Tolerance:
+    """The tolerance that is meant; raise for two of them and for what is none."""
+    for name, value in (("atol", atol), ("rtol", rtol)):
+        if value is not None:
+            check_limit(name, value)
+    return Tolerance(atol, rtol)
+
+
+def check_message(message: object) -> None:
+    """Raise unless `message` can reword a failure; a text of its own would hide the numbers."""
+    if message is not None and not callable(message):
+        raise TypeError(
+            f"message={message!r} is not a function from the default text to the text to raise"
+        )
+
+
+def _check_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}={value!r} is not a number")

@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_subnet.findings.bounds import check_fraction, check_limit
+from pytest_subnet.errors import SelectionError, SubnetError
+from pytest_subnet.findings.bounds import (
+    check_fraction,
+    check_limit,
+    check_message,
+    check_tolerance,
+)
+from pytest_subnet.findings.movement_texts import not_finite, not_frozen, not_updated, too_far
 from pytest_subnet.findings.result import (
-    WORST,
     Coverage,
     Message,
     Movement,
     cover,
+    finite_or_none,
     measure,
     reworded,
 )
-from pytest_subnet.pairs.selection import Selection, select
+from pytest_subnet.pairs.selection import select
 from pytest_subnet.recording import record
 from pytest_subnet.scan.locating import first_difference
-from pytest_subnet.scan.tolerance import Tolerance
 from pytest_subnet.tables import table
-from pytest_subnet.text import facts, percent, percent_against, plural, safe, short_dtype
+from pytest_subnet.text import facts, first_few, percent, plural
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from pytest_subnet.pairs import ModelPair
     from pytest_subnet.pairs.selection import Patterns
-
-_MANTISSA_BITS = {"bfloat16": 8, "float16": 11}
+    from pytest_subnet.scan.locating import Difference
+    from pytest_subnet.scan.tolerance import Tolerance
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -47,12 +52,37 @@ class UpdateMovement:
     @property
     def numel(self) -> int:
         """Entries measured."""
-        return sum(each.numel for each in self.per_tensor)
+        return self.coverage.numel
+
+    @property
+    def dtype(self) -> str:
+        """The dtype compared; several are joined by `+`."""
+        return self.coverage.dtype
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """Under which an entry counts as updated."""
+        return self.coverage.tolerance
 
     @property
     def updated(self) -> int:
         """Entries updated under the tolerance."""
         return sum(each.updated for each in self.per_tensor)
+
+    @property
+    def sparsity(self) -> float:
+        """Share of entries not updated."""
+        return (self.numel - self.updated) / self.numel
+
+    @property
+    def density(self) -> float:
+        """Share of entries updated: 1 - sparsity."""
+        return self.updated / self.numel
+
+    @property
+    def zero_sign_flips(self) -> int:
+        """Zeros that only changed their sign; with same bits they are among the updated."""
+        return sum(each.zero_sign_flips for each in self.per_tensor)
 
     @property
     def moved(self) -> int:
@@ -87,16 +117,17 @@ class UpdateMovement:
                 "kind": each.kind,
                 "entries": f"{each.numel:,}",
                 "updated": f"{each.updated:,}",
+                "density": percent(each.density),
                 "max change": f"{each.max_change:.3g}",
                 "relative": f"{each.relative_change:.3g}",
-                "not finite": f"{each.nonfinite_base + each.nonfinite_tuned:,}",
+                "not finite": f"{each.nonfinite:,}",
             }
             for each in self.per_tensor
         ]
 
     def table(self) -> str:
         """The rows as text, under a line that says what was measured."""
-        numbers = ["entries", "updated", "max change", "relative", "not finite"]
+        numbers = ["entries", "updated", "density", "max change", "relative", "not finite"]
         return f"{facts(repr(self), self.coverage.rows())}\n\n{table(self.rows(), right=numbers)}"
 
     def to_dict(self) -> dict[str, object]:
@@ -105,10 +136,13 @@ class UpdateMovement:
             "finding": "update_movement",
             "moved": self.moved,
             "updated": self.updated,
+            "sparsity": self.sparsity,
+            "density": self.density,
+            "zero_sign_flips": self.zero_sign_flips,
             "nonfinite_base": self.nonfinite_base,
             "nonfinite_tuned": self.nonfinite_tuned,
-            "max_change": self.max_change,
-            "max_relative_change": _finite_or_none(self.max_relative_change),
+            "max_change": finite_or_none(self.max_change),
+            "max_relative_change": finite_or_none(self.max_relative_change),
             **self.coverage.to_dict(),
         }
 
@@ -117,12 +151,8 @@ class UpdateMovement:
         return (
             f"UpdateMovement(moved={self.moved:,} of {plural(len(self.per_tensor), 'tensor')}, "
             f"updated={self.updated:,} of {self.numel:,}, max_change={self.max_change:.3g}, "
-            f"{self.coverage.tolerance}, {self.coverage.dtype})"
+            f"{self.tolerance}, {self.dtype})"
         )
-
-
-def _finite_or_none(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def update_movement(
@@ -150,16 +180,15 @@ def update_movement(
     Raises:
         SelectionError: a pattern matches nothing, or nothing is left.
         PairMismatchError: a selected tensor does not align.
+        ValueError: both tolerances, or a negative one.
 
     >>> update_movement(pair, include="*up_proj*").moved
     1
     """
-    tolerance = Tolerance(atol, rtol)
+    tolerance = check_tolerance(atol, rtol)
     selection = select(pair, include, exclude, kinds)
-    rows = tuple(sorted((*selection.rows, *selection.apart)))
-    result = UpdateMovement(
-        cover(pair, Selection(rows, ()), tolerance), measure(pair, rows, tolerance)
-    )
+    tensors = measure(pair, sorted((*selection.rows, *selection.apart)), tolerance)
+    result = UpdateMovement(cover(pair, tensors, tolerance, total=len(pair.tensors)), tensors)
     record(result)
     return result
 
@@ -194,20 +223,37 @@ def assert_frozen(
         What `update_movement` measured.
 
     Raises:
-        AssertionError: a selected tensor moved; names the first entry that did.
+        AssertionError: a selected tensor moved; names the first entry with other bits.
         SelectionError: a pattern matches nothing, or nothing is left.
         PairMismatchError: a selected tensor does not align.
+        ValueError: both tolerances, or a negative one.
 
     >>> assert_frozen(pair, "*norm*").updated
     0
     """
     __tracebackhide__ = True
+    check_message(message)
     result = update_movement(
         pair, include=include, exclude=exclude, kinds=kinds, atol=atol, rtol=rtol
     )
     if result.moved:
-        raise AssertionError(reworded(_not_frozen(pair, result), message))
+        moved = sorted(
+            (each for each in result.per_tensor if each.updated), key=lambda each: -each.density
+        )
+        text = not_frozen(result, moved, _first_difference(pair, result.tolerance, moved[0]))
+        raise AssertionError(reworded(text, message))
     return result
+
+
+def _first_difference(pair: ModelPair, tolerance: Tolerance, tensor: Movement) -> Difference | None:
+    """Where `tensor` starts to differ; None where that is not what `tolerance` asks, or is gone."""
+    if not tolerance.same_bits:
+        return None
+    row = next(row for row, each in enumerate(pair.tensors) if each.name == tensor.name)
+    try:
+        return first_difference(pair, row)
+    except SubnetError:  # the weights have moved on since they were counted; the verdict stands
+        return None
 
 
 def assert_updated(
@@ -223,7 +269,8 @@ def assert_updated(
 ) -> UpdateMovement:
     """Fail unless every selected tensor moved.
 
-    A zero that only changed its sign did not move.
+    A zero that only changed its sign did not move, and neither did a tensor in which only NaN or
+    Inf appeared.
 
     Valid usages:
         assert_updated(pair, "*lora_B*")
@@ -247,20 +294,24 @@ def assert_updated(
         AssertionError: a selected tensor did not move, or not enough of it.
         SelectionError: a pattern matches nothing, or nothing is left.
         PairMismatchError: a selected tensor does not align.
-        ValueError: `at_least` outside [0, 1].
+        ValueError: `at_least` outside [0, 1], both tolerances, or a negative one.
 
     >>> assert_updated(pair, "*up_proj*", at_least=0.05).moved
     1
     """
     __tracebackhide__ = True
-    check_fraction("at_least", at_least)
+    if at_least is not None:
+        check_fraction("at_least", at_least)
+    check_message(message)
     result = update_movement(
         pair, include=include, exclude=exclude, kinds=kinds, atol=atol, rtol=rtol
     )
-    still = [each for each in result.per_tensor if _value_changes(each) <= 0]
-    sparse = [each for each in result.per_tensor if each.density < (at_least or 0)]
+    still = [each for each in result.per_tensor if not each.moved]
+    sparse = [
+        each for each in result.per_tensor if each.moved and each.value_density < (at_least or 0)
+    ]
     if still or sparse:
-        raise AssertionError(reworded(_not_updated(result, still, sparse, at_least), message))
+        raise AssertionError(reworded(not_updated(result, still, sparse, at_least), message))
     return result
 
 
@@ -290,17 +341,33 @@ def assert_finite(
 
     Raises:
         AssertionError: an entry is not finite.
-        SelectionError: a pattern matches nothing, or nothing is left.
+        SelectionError: a pattern matches nothing, nothing is left, or a selected tensor is of a
+            dtype in which NaN and Inf are not counted (float8, complex).
         PairMismatchError: a selected tensor does not align.
 
     >>> assert_finite(pair).nonfinite_tuned
     0
     """
     __tracebackhide__ = True
+    check_message(message)
     result = update_movement(pair, include=include, exclude=exclude, kinds=kinds)
     if result.nonfinite_base or result.nonfinite_tuned:
-        raise AssertionError(reworded(_not_finite(result), message))
+        raise AssertionError(reworded(not_finite(result), message))
+    _refuse(
+        [each for each in result.per_tensor if each.dtype.startswith(("float8", "complex"))],
+        "NaN and Inf are not counted in",
+    )
     return result
+
+
+def _refuse(tensors: Sequence[Movement], why: str) -> None:
+    """Raise if there are tensors of a dtype for which the question has no answer here."""
+    if tensors:
+        names = first_few([f"{each.name} ({each.dtype})" for each in tensors])
+        raise SelectionError(
+            f"{why} {plural(len(tensors), 'selected tensor')}: {names}; leave them out with "
+            "exclude=, assert_frozen and assert_updated compare them by bits"
+        )
 
 
 def assert_max_change(
@@ -334,7 +401,8 @@ def assert_max_change(
 
     Raises:
         AssertionError: a tensor moved further, or an entry is not finite and has no distance.
-        SelectionError: a pattern matches nothing, or nothing is left.
+        SelectionError: a pattern matches nothing, nothing is left, or a selected tensor moved that
+            is of a dtype without distances (integers, float8).
         PairMismatchError: a selected tensor does not align.
         ValueError: `at_most` negative or not finite.
 
@@ -343,126 +411,14 @@ def assert_max_change(
     """
     __tracebackhide__ = True
     check_limit("at_most", at_most)
+    check_message(message)
     result = update_movement(pair, include=include, exclude=exclude, kinds=kinds)
     if result.nonfinite_base or result.nonfinite_tuned:
-        raise AssertionError(reworded(_not_finite(result), message))
+        raise AssertionError(reworded(not_finite(result), message))
     if (result.max_relative_change if relative else result.max_change) > at_most:
-        raise AssertionError(reworded(_too_far(result, at_most, relative), message))
+        raise AssertionError(reworded(too_far(result, at_most, relative=relative), message))
+    _refuse(
+        [each for each in result.per_tensor if each.updated and not each.has_distance],
+        "no distance is known for the change of",
+    )
     return result
-
-
-def _value_changes(tensor: Movement) -> int:
-    return tensor.updated - tensor.zero_sign_flips if tensor.max_change == 0 else tensor.updated
-
-
-def _not_frozen(pair: ModelPair, result: UpdateMovement) -> str:
-    moved = sorted(
-        (each for each in result.per_tensor if each.updated), key=lambda each: -each.density
-    )
-    rows = {tensor.name: row for row, tensor in enumerate(pair.tensors)}
-    where = first_difference(pair, rows[moved[0].name])
-    first = f"{safe(moved[0].name)}{where}" if where else safe(moved[0].name)
-    return facts(
-        f"{len(moved):,} of {plural(len(result.per_tensor), 'frozen tensor')} moved",
-        [
-            *result.coverage.rows(),
-            ("updated", f"{result.updated:,} / {result.numel:,}"),
-            *_worst(
-                moved,
-                lambda each: f"{each.updated:,} / {each.numel:,}, by up to {each.max_change:.3g}",
-            ),
-            ("first", first),
-            ("usually", "weight decay on zero gradients, optimiser state from before freezing, or a"),
-            ("", "tie to a tensor that is trained"),
-            ("to accept", "leave the tensors out with exclude=, or allow a drift with atol="),
-        ],
-    )
-
-
-def _not_updated(
-    result: UpdateMovement, still: list[Movement], sparse: list[Movement], bound: float | None
-) -> str:
-    total = plural(len(result.per_tensor), "tensor")
-    lines = [
-        *result.coverage.rows(),
-        ("updated", f"{result.updated:,} / {result.numel:,}   in {result.moved:,} of {total}"),
-    ]
-    if still:
-        verdict = f"{len(still):,} of {total} did not move"
-        lines += _worst(still, lambda each: f"0 / {each.numel:,}")
-    else:
-        sparse = sorted(sparse, key=lambda each: each.density)
-        value, required = percent_against(sparse[0].density, bound or 0)
-        verdict = f"{len(sparse):,} of {total} moved too little: {value}, required {required}"
-        lines += _worst(sparse, lambda each: f"{percent(each.density)} updated")
-    hint = _resolution((still or sparse)[0])
-    return facts(
-        verdict,
-        [
-            *lines,
-            *([("resolution", hint)] if hint else []),
-            ("usually", "no gradient reaches them, the optimiser does not own them, or each step is"),
-            ("", "smaller than the storage dtype resolves"),
-            ("to accept", "leave the tensors out with exclude="),
-        ],
-    )
-
-
-def _resolution(tensor: Movement) -> str | None:
-    """What a step must exceed to be stored at the size these weights have."""
-    bits = _MANTISSA_BITS.get(tensor.dtype)
-    size = tensor.base_norm / math.sqrt(tensor.numel)
-    if bits is None or size == 0:
-        return None
-    half_step = 2.0 ** (math.floor(math.log2(size)) - bits)
-    return (
-        f"at |w| = {size:.2g} a step below {half_step:.1g} is rounded away in "
-        f"{short_dtype(tensor.dtype)} unless float32 masters add steps up"
-    )
-
-
-def _not_finite(result: UpdateMovement) -> str:
-    bad = sorted(
-        (each for each in result.per_tensor if each.nonfinite_base + each.nonfinite_tuned),
-        key=lambda each: (-each.nonfinite_tuned, -each.nonfinite_base),
-    )
-    count = plural(result.nonfinite_tuned, "entry")
-    return facts(
-        f"{count} NaN or Inf in tuned, {result.nonfinite_base:,} in base",
-        [
-            *result.coverage.rows(),
-            *_worst(
-                bad, lambda each: f"{each.nonfinite_tuned:,} tuned, {each.nonfinite_base:,} base"
-            ),
-            ("usually", "a diverged run, or a cast to a dtype with a smaller range (bf16 to f16)"),
-            ("to accept", "leave the tensors out with exclude="),
-        ],
-    )
-
-
-def _too_far(result: UpdateMovement, bound: float, relative: bool) -> str:
-    def change(each: Movement) -> float:
-        return each.relative_change if relative else each.max_change
-
-    worst = sorted(result.per_tensor, key=lambda each: -change(each))
-    what = "relative change" if relative else "largest change"
-    beyond = sum(change(each) > bound for each in worst)
-    return facts(
-        f"{what} {change(worst[0]):.6g} is above the allowed {bound:.6g}",
-        [
-            *result.coverage.rows(),
-            ("beyond", f"{beyond:,} of {plural(len(worst), 'tensor')}"),
-            *_worst(worst, lambda each: f"{change(each):.3g}"),
-            ("usually", "a learning rate too high, or a tensor that was initialised again"),
-            ("to accept", f"at_most={change(worst[0]):.2g} or leave the tensor out with exclude="),
-        ],
-    )
-
-
-def _worst(tensors: Sequence[Movement], number: Callable[[Movement], str]) -> list[tuple[str, str]]:
-    lines = [
-        ("" if i else "worst", f"{number(each)}  {each.spell()}")
-        for i, each in enumerate(tensors[:WORST])
-    ]
-    hidden = len(tensors) - WORST
-    return [*lines, ("", f"… {hidden:,} more")] if hidden > 0 else lines

@@ -5,22 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+import numpy as np
+
+from pytest_subnet.checkpoints.dtypes import ARITHMETIC
 from pytest_subnet.scan.gathering import gather
-from pytest_subnet.scan.tolerance import Tolerance
-from pytest_subnet.text import plural, safe, short_dtype, spell_tensor
+from pytest_subnet.text import plural, safe, short_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_subnet.pairs import ModelPair, Selection, TensorPair
+    from pytest_subnet.pairs import ModelPair
+    from pytest_subnet.scan.tolerance import Tolerance
 
 Message: TypeAlias = Callable[[str], str]
 """Rewords a failure: takes the default text, gives the text to raise."""
-
-WORST = 3
-"""How many of the worst tensors a failure shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,9 @@ class Coverage:
         tolerance: under which an entry counts as updated.
         dtype: of the entries compared; several are joined by `+`.
         tensors: how many tensors were measured.
-        tensors_total: how many there are in the pair, buffers and integer tensors apart.
+        tensors_total: how many of the pair could have been.
         numel: entries measured.
-        notes: casts, rows left out, ties.
+        notes: casts, rows left out, ties, tensors that do not align.
     """
 
     pair: str
@@ -47,10 +47,8 @@ class Coverage:
 
     def rows(self) -> list[tuple[str, str]]:
         """The lines of a message that say what was measured."""
-        measured = (
-            f"{self.tolerance}, {self.dtype}, {self.tensors:,}/{self.tensors_total:,} tensors, "
-            f"{plural(self.numel, 'entry')}"
-        )
+        tensors = f"{self.tensors:,}/{plural(self.tensors_total, 'tensor')}"
+        measured = f"{self.tolerance}, {self.dtype}, {tensors}, {plural(self.numel, 'entry')}"
         lines = [("pair", f"{self.pair}   ({measured})")]
         return lines + [("note" if i == 0 else "", note) for i, note in enumerate(self.notes)]
 
@@ -67,23 +65,25 @@ class Coverage:
         }
 
 
-def cover(pair: ModelPair, selection: Selection, tolerance: Tolerance) -> Coverage:
-    """Say what `selection` of `pair` covers."""
-    chosen = [pair.tensors[row] for row in selection.rows]
-    ties = [f"{safe(name)} is tied, counted once" for name in pair.tied]
+def cover(
+    pair: ModelPair, tensors: Sequence[Movement], tolerance: Tolerance, *, total: int
+) -> Coverage:
+    """Say what `tensors`, of the `total` that could have been measured, cover of `pair`."""
+    notes = [*pair.notes, *(f"{safe(name)} is tied, counted once" for name in pair.tied)]
+    if pair.problems:  # all of them were excluded, or there would be no measure
+        notes.append(f"{plural(len(pair.problems), 'tensor')} left out that cannot be compared")
     return Coverage(
         pair=pair.label,
         tolerance=tolerance,
-        dtype="+".join(sorted({short_dtype(tensor.dtype) for tensor in chosen})),
-        tensors=len(chosen),
-        tensors_total=sum(tensor.is_weight for tensor in pair.tensors),
-        numel=sum(tensor.numel for tensor in chosen),
-        notes=(*pair.notes, *ties),
+        dtype="+".join(sorted(short_dtype(dtype) for dtype in {each.dtype for each in tensors})),
+        tensors=len(tensors),
+        tensors_total=total,
+        numel=sum(each.numel for each in tensors),
+        notes=tuple(notes),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Movement:
+class Movement(NamedTuple):
     """How one tensor moved.
 
     Attributes:
@@ -94,10 +94,12 @@ class Movement:
         kind: what it is for.
         numel: its entries.
         updated: entries updated under the result's tolerance.
-        zero_sign_flips: entries that are zero on both sides, with another sign.
+        changed: entries with other bits, whatever the tolerance.
+        zero_sign_flips: of these, zeros that only changed their sign.
         nonfinite_base: NaN and Inf in the base.
         nonfinite_tuned: NaN and Inf in the tuned checkpoint.
-        max_change: the largest |tuned - base| between finite entries, in weight units.
+        max_change: the largest |tuned - base| between finite entries, in weight units; 0 where the
+            dtype has no arithmetic here (integers, float8).
         change_norm: Frobenius norm of tuned - base over finite entries.
         base_norm: Frobenius norm of the base over finite entries.
         tuned_norm: Frobenius norm of the tuned tensor over finite entries.
@@ -110,6 +112,7 @@ class Movement:
     kind: str
     numel: int
     updated: int
+    changed: int
     zero_sign_flips: int
     nonfinite_base: int
     nonfinite_tuned: int
@@ -121,7 +124,7 @@ class Movement:
     @property
     def sparsity(self) -> float:
         """Share of entries not updated."""
-        return 1 - self.updated / self.numel
+        return (self.numel - self.updated) / self.numel
 
     @property
     def density(self) -> float:
@@ -130,58 +133,91 @@ class Movement:
 
     @property
     def relative_change(self) -> float:
-        """Norm of the change over the norm of the base; Inf where only the base is zero."""
-        if self.base_norm == 0:
-            return math.inf if self.change_norm else 0.0
-        return self.change_norm / self.base_norm
+        """Norm of the change over the norm of the base; Inf where that is no number."""
+        change = max(self.change_norm, self.max_change)  # squares of tiny changes underflow
+        if change == 0:
+            return 0.0
+        if self.base_norm == 0 or math.isinf(self.base_norm):
+            return math.inf
+        return change / self.base_norm
 
-    def spell(self) -> str:
-        """Name, dtype and shape, as messages show them."""
-        return f"{safe(self.name)}  {spell_tensor(self.dtype, self.shape)}"
+    @property
+    def has_distance(self) -> bool:
+        """Whether differences are formed in its dtype; if not, only bits are compared."""
+        return self.dtype in ARITHMETIC
+
+    @property
+    def value_changes(self) -> int:
+        """Updated entries without the zeros that only changed their sign."""
+        # A tolerance never counts these zeros, same bits always does.
+        return min(self.updated, self.changed - self.zero_sign_flips)
+
+    @property
+    def value_density(self) -> float:
+        """Share of entries of which that is true."""
+        return self.value_changes / self.numel
+
+    @property
+    def moved(self) -> bool:
+        """Whether values changed other than into NaN or Inf."""
+        return self.value_changes > 0 and (self.max_change > 0 or not self.has_distance)
+
+    @property
+    def nonfinite(self) -> int:
+        """NaN and Inf on both sides together."""
+        return self.nonfinite_base + self.nonfinite_tuned
 
 
 def measure(pair: ModelPair, rows: Sequence[int], tolerance: Tolerance) -> tuple[Movement, ...]:
     """Count the tensors `rows` of `pair`, reading what has not been read yet."""
     counted = gather(pair, rows, tolerance)
-    updated = counted.updated(tolerance)
     index = list(rows)
     columns = zip(
-        index,
-        updated[index].tolist(),
+        [pair.tensors[row] for row in index],
+        counted.updated(tolerance)[index].tolist(),
         counted.integers[index].tolist(),
-        counted.sums[index].tolist(),
         counted.peaks[index].tolist(),
+        np.sqrt(counted.sums[index]).tolist(),
         strict=True,
     )
     return tuple(
-        _movement(pair.tensors[row], entries, integers, sums, peak)
-        for row, entries, integers, sums, peak in columns
-    )
-
-
-def _movement(
-    tensor: TensorPair, updated: int, integers: Sequence[int], sums: Sequence[float], peak: float
-) -> Movement:
-    _, zero_flips, nonfinite_base, nonfinite_tuned = integers
-    change, base, tuned = (math.sqrt(value) for value in sums)
-    return Movement(
-        tensor.name,
-        tensor.shape,
-        tensor.dtype,
-        tensor.layer,
-        tensor.kind,
-        tensor.numel,
-        updated,
-        zero_flips,
-        nonfinite_base,
-        nonfinite_tuned,
-        peak,
-        change,
-        base,
-        tuned,
+        Movement(
+            tensor.name,
+            tensor.shape,
+            tensor.dtype,
+            tensor.layer,
+            tensor.kind,
+            tensor.numel,
+            updated,
+            changed,
+            flips,
+            nonfinite_base,
+            nonfinite_tuned,
+            peak,
+            change_norm,
+            base_norm,
+            tuned_norm,
+        )
+        for (
+            tensor,
+            updated,
+            (changed, flips, nonfinite_base, nonfinite_tuned),
+            peak,
+            (change_norm, base_norm, tuned_norm),
+        ) in columns
     )
 
 
 def reworded(text: str, message: Message | None) -> str:
     """The text to raise: the default one, or what the caller makes of it."""
-    return text if message is None else message(text)
+    if message is None:
+        return text
+    other = message(text)
+    if not isinstance(other, str):
+        raise TypeError(f"message gave {type(other).__name__} instead of a text for:\n{text}")
+    return other
+
+
+def finite_or_none(value: float) -> float | None:
+    """`value` as JSON has it, which knows no Inf."""
+    return value if math.isfinite(value) else None

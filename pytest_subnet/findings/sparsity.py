@@ -5,10 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pytest_subnet.errors import SelectionError
-from pytest_subnet.findings.bounds import check_fraction, check_range
+from pytest_subnet.findings.bounds import (
+    check_fraction,
+    check_message,
+    check_range,
+    check_tolerance,
+)
 from pytest_subnet.findings.result import (
-    WORST,
     Coverage,
     Message,
     Movement,
@@ -16,16 +22,19 @@ from pytest_subnet.findings.result import (
     measure,
     reworded,
 )
+from pytest_subnet.findings.sparsity_texts import identical, too_dense, too_sparse, uneven
 from pytest_subnet.pairs.selection import select
 from pytest_subnet.recording import record
 from pytest_subnet.scan.gathering import ledger
-from pytest_subnet.scan.tolerance import SAME_BITS, Tolerance
+from pytest_subnet.scan.tolerance import SAME_BITS
 from pytest_subnet.tables import table
-from pytest_subnet.text import facts, percent, percent_against, plural
+from pytest_subnet.text import facts, percent, plural
 
 if TYPE_CHECKING:
-    from pytest_subnet.pairs import ModelPair
+    from pytest_subnet.pairs import ModelPair, Selection
     from pytest_subnet.pairs.selection import Patterns
+    from pytest_subnet.scan.gathering import Ledger
+    from pytest_subnet.scan.tolerance import Tolerance
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -59,7 +68,7 @@ class UpdateSparsity:
     @property
     def sparsity(self) -> float:
         """1 - updated / entries, over all tensors together (not the mean of per-tensor values)."""
-        return 1 - self.updated / self.numel
+        return (self.numel - self.updated) / self.numel
 
     @property
     def density(self) -> float:
@@ -78,8 +87,22 @@ class UpdateSparsity:
 
     @property
     def nothing_moved(self) -> bool:
-        """Whether no selected entry changed its value."""
+        """Whether no measured entry changed its value; a zero that changed its sign did not."""
         return self.updated_under[str(SAME_BITS)] == self.zero_sign_flips
+
+    @property
+    def matrices(self) -> tuple[Movement, ...]:
+        """The tensors measured that have two or more dimensions."""
+        return tuple(each for each in self.per_tensor if len(each.shape) > 1)
+
+    @property
+    def spread(self) -> float | None:
+        """How far the furthest matrix is from the sparsity of all matrices together.
+
+        None with fewer than two matrices.
+        """
+        distances = _distances(self.matrices)
+        return max(distances) if len(distances) > 1 else None
 
     def rows(self) -> list[dict[str, object]]:
         """One row a tensor, for tables and reports."""
@@ -111,6 +134,7 @@ class UpdateSparsity:
             "zero_sign_flips": self.zero_sign_flips,
             "nonfinite": self.nonfinite,
             "updated_under": dict(self.updated_under),
+            "spread": self.spread,
             **self.coverage.to_dict(),
         }
 
@@ -157,31 +181,52 @@ def update_sparsity(
     >>> update_sparsity(pair)
     UpdateSparsity(sparsity=0.9375, updated=4 of 64, same bits, bf16)
     """
-    tolerance = Tolerance(atol, rtol)
+    tolerance = check_tolerance(atol, rtol)
     selection = select(pair, include, exclude, kinds)
     if not selection.rows:
         raise SelectionError(
-            f"only {plural(len(selection.apart), 'buffer or integer tensor')} selected, which "
+            f"only buffers and integer tensors are selected ({len(selection.apart):,}), which "
             "sparsity leaves apart; assert_frozen and assert_updated compare them by bits"
         )
+    result = _measured(pair, selection, tolerance)
+    record(result)
+    return result
+
+
+def _measured(pair: ModelPair, selection: Selection, tolerance: Tolerance) -> UpdateSparsity:
     everything = measure(pair, (*selection.rows, *selection.apart), tolerance)
     tensors, apart = everything[: len(selection.rows)], everything[len(selection.rows) :]
-    known = ledger(pair)
-    rows = list(selection.rows)
-    result = UpdateSparsity(
-        coverage=cover(pair, selection, tolerance),
+    weights = sum(tensor.is_weight for tensor in pair.tensors)
+    return UpdateSparsity(
+        coverage=cover(pair, tensors, tolerance, total=weights),
         updated=sum(each.updated for each in tensors),
-        updated_under={
-            str(each): int(known.updated(each)[rows].sum())
-            for each in dict.fromkeys((*known.declared, tolerance))
-        },
+        updated_under=_under_each_tolerance(ledger(pair), selection.rows, tolerance),
         zero_sign_flips=sum(each.zero_sign_flips for each in tensors),
-        nonfinite=sum(each.nonfinite_base + each.nonfinite_tuned for each in tensors),
+        nonfinite=sum(each.nonfinite for each in tensors),
         per_tensor=tensors,
         apart=apart,
     )
-    record(result)
-    return result
+
+
+def _under_each_tolerance(
+    known: Ledger, rows: tuple[int, ...], tolerance: Tolerance
+) -> dict[str, int]:
+    index = np.asarray(rows, np.intp)
+    tolerances = dict.fromkeys((*known.declared, tolerance))
+    return {
+        str(each): int(known.updated(each)[index].sum())
+        for each in tolerances
+        if not known.missing(index, each).size  # declared after these tensors were read
+    }
+
+
+def _distances(tensors: tuple[Movement, ...]) -> list[float]:
+    """How far the sparsity of each is from that of all together."""
+    updated, numel = sum(each.updated for each in tensors), sum(each.numel for each in tensors)
+    # Whole numbers up to the last division: 0.8 - 0.7 would be above 0.1.
+    return [
+        abs(each.updated * numel - updated * each.numel) / (each.numel * numel) for each in tensors
+    ]
 
 
 def assert_update_sparsity(
@@ -236,16 +281,17 @@ def assert_update_sparsity(
     """
     __tracebackhide__ = True
     check_range(at_least, at_most)
+    check_message(message)
     result = update_sparsity(
         pair, include=include, exclude=exclude, kinds=kinds, atol=atol, rtol=rtol
     )
     text = None
     if result.nothing_moved and not allow_identical:
-        text = _identical(result)
+        text = identical(result)
     elif at_least is not None and result.sparsity < at_least:
-        text = _too_dense(result, at_least)
+        text = too_dense(result, at_least)
     elif at_most is not None and result.sparsity > at_most:
-        text = _too_sparse(result, at_most)
+        text = too_sparse(result, at_most)
     if text is not None:
         raise AssertionError(reworded(text, message))
     return result
@@ -274,7 +320,7 @@ def assert_even_sparsity(
     Args:
         pair: base and tuned.
         max_spread: fraction in [0, 1]: the furthest a matrix may be from the pooled sparsity.
-        allow_identical: accept a pair in which nothing moved.
+        allow_identical: accept a pair in which no matrix moved.
         include: as in `update_sparsity`.
         exclude: as in `update_sparsity`.
         kinds: as in `update_sparsity`.
@@ -283,10 +329,10 @@ def assert_even_sparsity(
         message: rewords a failure.
 
     Returns:
-        What `update_sparsity` measured, matrices only in `per_tensor`'s bounds.
+        What `update_sparsity` measured of all selected tensors; `.spread` is the number judged.
 
     Raises:
-        AssertionError: a matrix is further off, or nothing moved.
+        AssertionError: a matrix is further off, or no matrix moved.
         SelectionError: fewer than two matrices are selected; or as in `update_sparsity`.
         ValueError: `max_spread` outside [0, 1].
 
@@ -297,117 +343,23 @@ def assert_even_sparsity(
     """
     __tracebackhide__ = True
     check_fraction("max_spread", max_spread)
+    check_message(message)
     result = update_sparsity(
         pair, include=include, exclude=exclude, kinds=kinds, atol=atol, rtol=rtol
     )
-    matrices = [each for each in result.per_tensor if len(each.shape) > 1]
-    if len(matrices) < 2:
+    matrices, spread = result.matrices, result.spread
+    if spread is None:
         raise SelectionError(
-            f"evenness compares matrices with each other; {plural(len(matrices), 'matrix')} "
-            "of two or more dimensions selected"
+            f"evenness compares matrices with each other, and {plural(len(matrices), 'tensor')} "
+            f"of {len(result.per_tensor):,} selected {'has' if len(matrices) == 1 else 'have'} "
+            "two or more dimensions"
         )
-    pooled = 1 - sum(each.updated for each in matrices) / sum(each.numel for each in matrices)
-    matrices.sort(key=lambda each: -abs(each.sparsity - pooled))
-    spread = abs(matrices[0].sparsity - pooled)
     text = None
-    if result.nothing_moved and not allow_identical:
-        text = _identical(result)
+    if not any(each.changed > each.zero_sign_flips for each in matrices) and not allow_identical:
+        text = identical(result, "no matrix moved")
     elif spread > max_spread:
-        text = _uneven(result, matrices, pooled, max_spread)
+        distances = dict(zip(matrices, _distances(matrices), strict=True))
+        text = uneven(result, sorted(matrices, key=lambda each: -distances[each]), max_spread)
     if text is not None:
         raise AssertionError(reworded(text, message))
     return result
-
-
-def _identical(result: UpdateSparsity) -> str:
-    return facts(
-        "nothing moved: base and tuned hold the same values",
-        [
-            *result.coverage.rows(),
-            ("updated", f"0 / {result.numel:,}"),
-            ("usually", "the base was saved again, an adapter was not merged, or every step was"),
-            ("", "smaller than half a step of the storage dtype (bf16 without float32 masters)"),
-            ("to accept", "allow_identical=True"),
-        ],
-    )
-
-
-def _too_dense(result: UpdateSparsity, bound: float) -> str:
-    value, required = percent_against(result.sparsity, bound)
-    worst = sorted(result.per_tensor, key=lambda each: each.sparsity)
-    return facts(
-        f"update sparsity {value} is below the required {required}",
-        [
-            *_evidence(result, worst),
-            ("usually", "a higher learning rate, another optimiser, or more steps than before"),
-            ("to accept", f"at_least={_below(result.sparsity)}"),
-        ],
-    )
-
-
-def _too_sparse(result: UpdateSparsity, bound: float) -> str:
-    value, allowed = percent_against(result.sparsity, bound)
-    worst = sorted(result.per_tensor, key=lambda each: -each.sparsity)
-    return facts(
-        f"update sparsity {value} is above the allowed {allowed}",
-        [
-            *_evidence(result, worst),
-            ("usually", "too small a learning rate for the storage dtype, too few steps, or parts"),
-            ("", "that the optimiser does not own"),
-            ("to accept", f"at_most={1 - _below(result.density):g}"),
-        ],
-    )
-
-
-def _uneven(
-    result: UpdateSparsity, matrices: list[Movement], pooled: float, bound: float
-) -> str:
-    value, allowed = percent_against(abs(matrices[0].sparsity - pooled), bound)
-    return facts(
-        f"sparsity spreads by {value}, allowed {allowed}",
-        [
-            *result.coverage.rows(),
-            ("pooled", f"{percent(pooled)} over {plural(len(matrices), 'matrix')}"),
-            *_worst(matrices),
-            ("usually", "a part that is frozen, or trained at another learning rate"),
-            ("to accept", "leave the part out with exclude=, or raise max_spread"),
-        ],
-    )
-
-
-def _evidence(result: UpdateSparsity, worst: list[Movement]) -> list[tuple[str, str]]:
-    others = [
-        f"{name}: {percent(1 - updated / result.numel)} unchanged"
-        for name, updated in result.updated_under.items()
-        if name != str(result.tolerance)
-    ]
-    lines = [
-        *result.coverage.rows(),
-        ("updated", f"{result.updated:,} / {result.numel:,}   (density {percent(result.density)})"),
-        ("also", "; ".join(others)),
-        *_worst(worst),
-    ]
-    if result.zero_sign_flips:
-        lines.append(("zeros", f"{plural(result.zero_sign_flips, 'zero')} only changed sign"))
-    if result.nonfinite:
-        lines.append(("not finite", f"{plural(result.nonfinite, 'entry')} NaN or Inf"))
-    if result.apart:
-        moved = sum(each.updated > 0 for each in result.apart)
-        lines.append(
-            ("apart", f"{plural(len(result.apart), 'buffer or integer tensor')}, {moved} moved")
-        )
-    return lines
-
-
-def _worst(tensors: list[Movement]) -> list[tuple[str, str]]:
-    lines = [
-        ("" if i else "worst", f"{percent(each.sparsity):>8} unchanged  {each.spell()}")
-        for i, each in enumerate(tensors[:WORST])
-    ]
-    hidden = len(tensors) - WORST
-    return [*lines, ("", f"… {hidden:,} more")] if hidden > 0 else lines
-
-
-def _below(fraction: float) -> float:
-    """The fraction rounded down to two digits, as a bound that it meets."""
-    return int(fraction * 100) / 100

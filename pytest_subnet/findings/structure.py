@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_subnet.errors import SelectionError
+from pytest_subnet.findings.bounds import check_message
 from pytest_subnet.findings.result import Message, reworded
 from pytest_subnet.pairs.problems import describe
 from pytest_subnet.pairs.ties import find_head
 from pytest_subnet.recording import record
 from pytest_subnet.tables import table
-from pytest_subnet.text import facts, plural, safe
+from pytest_subnet.text import facts, first_few, plural, safe
 
 if TYPE_CHECKING:
     from pytest_subnet.checkpoints import Checkpoint
@@ -42,8 +43,14 @@ class SameStructure:
         return [{"kind": p.kind, "tensor": p.name, "what": p.text} for p in self.problems]
 
     def table(self) -> str:
-        """The rows as text, under a line that says what was compared."""
-        return f"{self!r}\n\n{table(self.rows())}"
+        """The rows as text, under what was compared, cast, left out and renamed."""
+        lines = [("pair", self.pair)]
+        lines += [("" if number else "note", note) for number, note in enumerate(self.notes)]
+        if self.renamed:
+            lines.append(
+                ("renamed", first_few([f"{old} -> {new}" for old, new in self.renamed.items()]))
+            )
+        return f"{facts(repr(self), lines)}\n\n{table(self.rows())}"
 
     def to_dict(self) -> dict[str, object]:
         """Plain JSON types, for reports and baselines."""
@@ -87,8 +94,10 @@ def assert_same_structure(pair: ModelPair, *, message: Message | None = None) ->
     SameStructure(3 tensors align, 0 problems, 0 renamed)
     """
     __tracebackhide__ = True
+    check_message(message)
+    pair.check_unchanged()
     result = SameStructure(
-        pair.label, len(pair.tensors), pair.problems, pair.renamed, pair.notes
+        pair.label, len(pair.tensors), pair.problems, dict(pair.renamed), pair.notes
     )
     record(result)
     if pair.problems:
@@ -98,18 +107,44 @@ def assert_same_structure(pair: ModelPair, *, message: Message | None = None) ->
     return result
 
 
+class Tie(NamedTuple):
+    """One tensor under two names.
+
+    Attributes:
+        name: the second name, as the base calls it.
+        source: the first name.
+        base: how the tie stands in the base: `"one storage"`, `"same bits"`, `"differs"`,
+            `"not tied"`, `"not stored"` or `"no config says"`.
+        tuned: how it stands in the tuned checkpoint.
+    """
+
+    name: str
+    source: str
+    base: str
+    tuned: str
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is one tensor on both sides."""
+        return {self.base, self.tuned} <= {"one storage", "same bits"}
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Ties:
     """Which tensors are tied on each side.
 
     Attributes:
         pair: `base -> tuned`.
-        ties: second name, first name, and how the tie stands in base and in tuned: `"one storage"`,
-            `"same bits"`, `"differs"` or `"not tied"`.
+        ties: what the base ties, and how it stands on both sides.
     """
 
     pair: str
-    ties: tuple[tuple[str, str, str, str], ...]
+    ties: tuple[Tie, ...]
+
+    @property
+    def broken(self) -> tuple[Tie, ...]:
+        """The ties that came apart."""
+        return tuple(tie for tie in self.ties if not tie.holds)
 
     def rows(self) -> list[dict[str, object]]:
         """One row a tie."""
@@ -122,11 +157,17 @@ class Ties:
 
     def to_dict(self) -> dict[str, object]:
         """Plain JSON types, for reports and baselines."""
-        return {"finding": "ties", "pair": self.pair, "ties": len(self.ties)}
+        return {
+            "finding": "ties",
+            "pair": self.pair,
+            "ties": len(self.ties),
+            "broken": len(self.broken),
+        }
 
     def __repr__(self) -> str:
         """One line that reads well in a failed `assert`."""
-        return f"Ties({plural(len(self.ties), 'tie')}: {safe(self.pair)})"
+        broken = f", {len(self.broken):,} broken" if self.broken else ""
+        return f"Ties({plural(len(self.ties), 'tie')}{broken}: {self.pair})"
 
 
 def assert_tied(pair: ModelPair, *, message: Message | None = None) -> Ties:
@@ -152,30 +193,31 @@ def assert_tied(pair: ModelPair, *, message: Message | None = None) -> Ties:
     Ties(1 tie: tied_base -> tied_tuned)
     """
     __tracebackhide__ = True
+    check_message(message)
     pair.check_unchanged()
     names = _ties_of(pair.base)
     if not names:
         raise SelectionError(
             f"{safe(pair.base.label)} ties nothing that can be seen: no shared storage, and no "
-            "tie_word_embeddings in a config.json beside it; leave assert_tied out, or add the config"
+            "tie_word_embeddings in a config.json beside it; leave assert_tied out, or add the "
+            "config"
         )
     new_names = {base: tuned for tuned, base in pair.renamed.items()}
-    ties = []
-    for name, source in names.items():
-        tuned_name, tuned_source = new_names.get(name, name), new_names.get(source, source)
-        ties.append(
-            (
+    result = Ties(
+        pair.label,
+        tuple(
+            Tie(
                 name,
                 source,
                 _standing(pair.base, name, source),
-                _standing(pair.tuned, tuned_name, tuned_source),
+                _standing(pair.tuned, new_names.get(name, name), new_names.get(source, source)),
             )
-        )
-    result = Ties(pair.label, tuple(ties))
+            for name, source in names.items()
+        ),
+    )
     record(result)
-    broken = [tie for tie in ties if {"differs", "not tied"} & set(tie[2:])]
-    if broken:
-        raise AssertionError(reworded(_came_apart(pair, broken), message))
+    if result.broken:
+        raise AssertionError(reworded(_came_apart(result), message))
     return result
 
 
@@ -191,23 +233,33 @@ def _ties_of(checkpoint: Checkpoint) -> dict[str, str]:
 def _standing(checkpoint: Checkpoint, name: str, source: str) -> str:
     if checkpoint.ties.get(name) == source or checkpoint.ties.get(source) == name:
         return "one storage"
-    stored = set(checkpoint.names())
-    if name in stored and source in stored:
+    stored = {name, source} & set(checkpoint.names())
+    if len(stored) == 2:
         same = checkpoint.fingerprint(name) == checkpoint.fingerprint(source)
         return "same bits" if same else "differs"
-    return "one storage" if find_head(checkpoint).is_tied(ask_transformers=True) else "not tied"
+    if not stored:
+        return "not stored"
+    tied = find_head(checkpoint).is_tied(ask_transformers=True)
+    return "no config says" if tied is None else "one storage" if tied else "not tied"
 
 
-def _came_apart(pair: ModelPair, broken: list[tuple[str, str, str, str]]) -> str:
+def _came_apart(result: Ties) -> str:
     return facts(
-        f"{plural(len(broken), 'tie')} came apart",
+        f"{plural(len(result.broken), 'tie')} came apart",
         [
-            ("pair", pair.label),
+            ("pair", result.pair),
             *(
-                ("tie", f"{safe(name)} = {safe(source)}:  base {base}, tuned {tuned}")
-                for name, source, base, tuned in broken
+                (
+                    "" if number else "tie",
+                    f"{safe(tie.name)} = {safe(tie.source)}:  base {tie.base}, tuned {tie.tuned}",
+                )
+                for number, tie in enumerate(result.broken)
             ),
-            ("usually", "sharding or to_empty() split the storage, or a merge trained one name only"),
-            ("to accept", 'set "tie_word_embeddings": false in the tuned config.json'),
+            (
+                "usually",
+                "sharding or to_empty() split the storage, or a merge trained one name only",
+            ),
+            ("to accept", 'leave assert_tied out, and say "tie_word_embeddings": false in the'),
+            ("", "config.json of the tuned checkpoint, or loading it ties them again"),
         ],
     )

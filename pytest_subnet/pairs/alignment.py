@@ -7,8 +7,9 @@ problem with a name, never a guess.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -21,6 +22,23 @@ _WRAPPERS = frozenset(
 _BACKBONES = frozenset({"model", "transformer", "gpt_neox", "language_model", "backbone"})
 # The same module, in memory and on disk, in transformers 5.
 _SYNONYMS = {"embed_out": "lm_head", "block_sparse_moe": "mlp"}
+
+_FUSED = re.compile(r"(.*\.experts)\.(?:gate_up_proj|down_proj)")
+_SPLIT = re.compile(r"(.*\.experts)\.\d+\..*")
+
+
+class Match(NamedTuple):
+    """How the names of two checkpoints meet.
+
+    Attributes:
+        met: the tuned checkpoint's name for each base name that met, in the base's order.
+        ambiguous: names of either side that could meet several, or one that others could meet too,
+            with the names of the other side that they could meet (the tuned checkpoint's after the
+            user's rename).
+    """
+
+    met: dict[str, str]
+    ambiguous: dict[str, list[str]]
 
 
 def without_wrappers(name: str) -> str:
@@ -52,7 +70,7 @@ def match_names(
     tuned: Checkpoint,
     base_names: Iterable[str],
     tuned_names: Mapping[str, str],
-) -> dict[str, str]:
+) -> Match:
     """Pair names one to one.
 
     Args:
@@ -62,21 +80,27 @@ def match_names(
         tuned_names: the tuned checkpoint's names, by what they are called after the user's rename.
 
     Returns:
-        The tuned checkpoint's name for each base name that met, in the base's order.
+        What met, and what could not be decided.
     """
     base_names = list(base_names)
     met = {name: tuned_names[name] for name in base_names if name in tuned_names}
+    ambiguous: dict[str, list[str]] = {}
     for shorten in (without_wrappers, without_backbone):
         if len(met) == len(base_names) or len(met) == len(tuned_names):
             break
-        left = _unique(shorten, (name for name in base_names if name not in met))
+        left = _grouped(shorten, (name for name in base_names if name not in met))
         used = set(met.values())
-        right = _unique(shorten, (new for new, old in tuned_names.items() if old not in used))
-        for key in left.keys() & right.keys():
-            name, old = left[key], tuned_names[right[key]]
-            if _shapes_agree(base.info(name).shape, tuned.info(old).shape):
-                met[name] = old
-    return {name: met[name] for name in base_names if name in met}
+        right = _grouped(shorten, (new for new, old in tuned_names.items() if old not in used))
+        for key, names in left.items():
+            others = right.get(key, [])
+            if len(names) == len(others) == 1:
+                old = tuned_names[others[0]]
+                if _shapes_agree(base.info(names[0]).shape, tuned.info(old).shape):
+                    met[names[0]] = old
+            elif others:
+                ambiguous.update(dict.fromkeys(names, others))
+                ambiguous.update(dict.fromkeys(others, names))
+    return Match({name: met[name] for name in base_names if name in met}, ambiguous)
 
 
 def _shapes_agree(base: tuple[int, ...], tuned: tuple[int, ...]) -> bool:
@@ -84,8 +108,28 @@ def _shapes_agree(base: tuple[int, ...], tuned: tuple[int, ...]) -> bool:
     return base == tuned or (len(base) > 1 and base[1:] == tuned[1:])
 
 
-def _unique(shorten: Callable[[str], str], names: Iterable[str]) -> dict[str, str]:
+def _grouped(shorten: Callable[[str], str], names: Iterable[str]) -> dict[str, list[str]]:
     groups = defaultdict(list)
     for name in names:
         groups[shorten(name)].append(name)
-    return {key: group[0] for key, group in groups.items() if len(group) == 1}
+    return groups
+
+
+def experts_stored_otherwise(names: Iterable[str], others: Iterable[str]) -> set[str]:
+    """Those of `names` that are experts in one tensor where `others` has one a matrix, or reversed.
+
+    transformers 5 fuses the experts of a block in memory and splits them again when it saves.
+    """
+    names, others = list(names), list(others)
+    return {
+        name
+        for here, there in ((_FUSED, _SPLIT), (_SPLIT, _FUSED))
+        for blocks in [{_block(there, other) for other in others} - {None}]
+        for name in names
+        if _block(here, name) in blocks
+    }
+
+
+def _block(pattern: re.Pattern[str], name: str) -> str | None:
+    match = pattern.fullmatch(without_backbone(name))
+    return match[1] if match else None

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import warnings
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_subnet.errors import CheckpointError, SubnetError
 from pytest_subnet.text import first_few, safe, size
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from pytest_subnet.checkpoints import Checkpoint
@@ -42,7 +46,7 @@ def room_for(pair: ModelPair, device: str) -> str:
         sum(checkpoint.info(name).nbytes for name in checkpoint.names())
         for checkpoint in (pair.base, pair.tuned)
     ]
-    free = _free_bytes(device)
+    free = free_bytes(device)
     needed = f"{size(sizes[0])} + {size(sizes[1])} needed on {device}"
     if free is None:
         return f"{needed}; how much is free is not known here"
@@ -54,7 +58,8 @@ def room_for(pair: ModelPair, device: str) -> str:
     return f"{needed}, {size(free)} free"
 
 
-def _free_bytes(device: str) -> int | None:
+def free_bytes(device: str) -> int | None:
+    """How much memory a process can take on `device`; None where the system does not say."""
     if device != "cpu":
         import torch
 
@@ -89,41 +94,56 @@ def _directory(checkpoint: Checkpoint) -> str:
 
 
 def _load(checkpoint: Checkpoint, device: str) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
-
     directory = _directory(checkpoint)
-    try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+    with _in_our_words(
+        f"transformers cannot load {safe(checkpoint.label)} as a causal language model"
+    ):
+        from transformers import AutoModelForCausalLM
+
+        # output_loading_info, which transformers does not put in its types, makes it a pair.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory,
             dtype="auto",
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"transformers cannot load {safe(checkpoint.label)} as a causal language model: "
-            f"{safe(reason)}"
-        ) from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise CheckpointError(
-            f"{safe(checkpoint.label)} lacks {first_few(missing)}, which transformers would fill "
-            "with random numbers; save the whole model again"
-        )
-    loaded: PreTrainedModel = model.to(device).eval()
-    return loaded
+        model, report = loaded
+        missing = sorted(report["missing_keys"])
+        if missing:
+            raise CheckpointError(
+                f"{safe(checkpoint.label)} lacks {first_few(missing)}, which transformers would "
+                "fill with random numbers; save the whole model again"
+            )
+        placed: PreTrainedModel = model.to(device).eval()
+    return placed
 
 
 def _tokenizer(pair: ModelPair) -> PreTrainedTokenizerBase | None:
     for checkpoint in (pair.tuned, pair.base):
         directory = Path(_directory(checkpoint))
         if any((directory / name).exists() for name in _TOKENIZER_FILES):
-            from transformers import AutoTokenizer
+            with _in_our_words(
+                f"transformers cannot load the tokenizer of {safe(checkpoint.label)}"
+            ):
+                from transformers import AutoTokenizer
 
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                directory, local_files_only=True, trust_remote_code=False
-            )
-            return tokenizer
+                tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                    directory, local_files_only=True, trust_remote_code=False
+                )
+                return tokenizer
     return None
+
+
+@contextmanager
+def _in_our_words(what: str) -> Iterator[None]:
+    """Turn whatever a library raises into one error, and keep its warnings from failing a test."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except SubnetError:
+            raise
+        except Exception as error:  # transformers, tokenizers and torch have no error in common
+            first = str(error).strip().partition("\n")[0]
+            raise CheckpointError(f"{what}: {safe(first or type(error).__name__)}") from error

@@ -6,6 +6,7 @@ idea makes tables and selections carry over. An unknown module keeps its own nam
 
 from __future__ import annotations
 
+import functools
 import re
 
 _NORM = re.compile(r"norm|^ln(_|\d|$)|layernorm", re.IGNORECASE)
@@ -21,6 +22,14 @@ _BY_MODULE = {
     "down_proj": ("w2", "fc2", "dense_4h_to_h"),
     "up_proj": ("w3", "fc1", "c_fc", "dense_h_to_4h"),
 }
+VOCABULARY = tuple(
+    f"{module}{wrapper}.weight"
+    for kind in ("embed", "head")
+    for module in _BY_MODULE[kind]
+    for wrapper in ("", ".base_layer")
+)
+"""How the names of embeddings and heads end."""
+
 _KIND = {module: kind for kind, modules in _BY_MODULE.items() for module in modules}
 _ATTENTION = frozenset({"attn", "attention", "self_attn", "self_attention"})
 
@@ -56,15 +65,19 @@ def kind_of(name: str) -> str:
     >>> kind_of("model.layers.0.block_sparse_moe.experts.1.w2.weight")
     'down_proj'
     """
-    parts = [part for part in name.split(".") if not part.isdecimal() and part != "base_layer"]
-    leaf = parts.pop() if parts else name
+    return _kind(tuple([part for part in name.split(".") if not part.isdecimal()]))
+
+
+@functools.lru_cache(maxsize=4096)  # the blocks of a model repeat the same few names
+def _kind(path: tuple[str, ...]) -> str:
+    *parts, leaf = [part for part in path if part != "base_layer"] or [""]
     for part in (leaf, *parts):
         if part in _ADAPTERS:
             return part
     parent = parts[-1] if parts else ""
     if leaf in _BUFFERS or (leaf == "bias" and parent in ("attn", "attention")):
         return "buffer"
-    # A fused expert is a parameter of its own (`mlp.experts.down_proj`): then the leaf is the module.
+    # A fused expert is a parameter itself (`mlp.experts.down_proj`): then the leaf is the module.
     module = leaf if leaf not in ("weight", "bias") else parent
     if _NORM.search(module):
         return "norm"

@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_subnet.errors import CheckpointError
+from pytest_subnet.errors import CheckpointError, PairMismatchError
 from pytest_subnet.text import plural, safe
 
 if TYPE_CHECKING:
@@ -84,8 +84,13 @@ class ModelPair:
         notes: Sequence[str] = (),
         device: str | None = None,
         engine: str | None = None,
+        second_names: Sequence[tuple[Checkpoint, str, str]] = (),
     ) -> None:
-        """Take an alignment as it is; `open_pair` makes one."""
+        """Take an alignment as it is; `open_pair` makes one.
+
+        `second_names` says where a tied tensor is stored a second time: in which checkpoint, under
+        which name, and under which it is counted. That both are equal is looked at before counting.
+        """
         self.base = base
         self.tuned = tuned
         self.tensors = tuple(tensors)
@@ -97,6 +102,7 @@ class ModelPair:
         self.engine = engine
         self.memory: dict[str, object] = {}
         self.lock = threading.RLock()
+        self._second_names = list(second_names)
         self._identities = base.identity(), tuned.identity()
 
     @property
@@ -112,6 +118,22 @@ class ModelPair:
                     f"{safe(checkpoint.label)} changed after the pair was opened; "
                     "wait until it is written, then open the pair again"
                 )
+
+    def check_second_names(self) -> None:
+        """Raise unless what is tied, and so counted once, is the same wherever it is stored twice.
+
+        Reads both the first time; `PairMismatchError` when they differ.
+        """
+        while self._second_names:
+            checkpoint, name, counted = self._second_names[-1]
+            if checkpoint.fingerprint(name) != checkpoint.fingerprint(counted):
+                raise PairMismatchError(
+                    f"{safe(checkpoint.label)} stores {safe(name)} with other values than "
+                    f"{safe(counted)}, to which it is tied, and which ones the model uses cannot "
+                    'be known; state "tie_word_embeddings": false in its config.json if it has a '
+                    "head of its own, or save it again without the second name"
+                )
+            self._second_names.pop()
 
     def __repr__(self) -> str:
         """One line: which pair, how much of it aligned."""

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from pytest_subnet.checkpoints.dtypes import ARITHMETIC, DTYPES
 from pytest_subnet.checkpoints.opening import open_checkpoint
-from pytest_subnet.errors import PairMismatchError, SelectionError
-from pytest_subnet.pairs.alignment import match_names
+from pytest_subnet.errors import SelectionError
+from pytest_subnet.pairs.alignment import experts_stored_otherwise, match_names
 from pytest_subnet.pairs.kinds import kind_of, layer_of
 from pytest_subnet.pairs.model_pair import ModelPair, TensorPair
 from pytest_subnet.pairs.problems import Problem
+from pytest_subnet.pairs.sameness import refuse_same, refuse_shared
 from pytest_subnet.pairs.ties import compare_heads, find_head
-from pytest_subnet.text import nearest, plural, safe, spell_tensor
+from pytest_subnet.text import first_few, nearest, plural, safe, spell_tensor
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pytest_subnet.checkpoints import Checkpoint, TensorInfo
     from pytest_subnet.checkpoints.opening import Source
+    from pytest_subnet.pairs.alignment import Match
 
 Rename: TypeAlias = Mapping[str, str] | Callable[[str], str]
 Vocab: TypeAlias = Literal["strict", "common"]
 
-_QUANTISED = ("_scale_inv", "weight_packed", "weight_scale", "qweight", "_blocks", "_scales")
+_HEAD_BIASES = ("lm_head.bias", "embed_out.bias")
+_DEVICE = re.compile(r"cpu|cuda(:\d+)?")
+_SCALES = ("weight_scale", "_scale_inv")
+_PACKED = (
+    *("weight_packed", "qweight", "qzeros", "_blocks", "_scales"),  # compressed, GPTQ, AWQ, MXFP4
+    *(".absmax", ".quant_map", ".SCB"),  # bitsandbytes
+)
+"""Ends of the names under which quantised formats store what is not a weight by itself."""
 
 
 def open_pair(
@@ -54,9 +65,9 @@ def open_pair(
 
     Raises:
         CheckpointError: one of them cannot be read.
-        PairMismatchError: base and tuned are the same file or the same tensors.
+        PairMismatchError: base and tuned are the same files or the same memory.
         SelectionError: `rename` names a tensor that `tuned` does not have.
-        ValueError: an unknown `vocab`, `as_dtype` or `engine`.
+        ValueError: an unknown `vocab`, `as_dtype`, `device` or `engine`.
 
     >>> open_pair(base_dir, tuned_dir)
     <ModelPair base -> tuned: 21 tensors>
@@ -65,19 +76,15 @@ def open_pair(
         raise ValueError(f"vocab={vocab!r} is not one of 'strict', 'common'")
     if as_dtype is not None and as_dtype not in ARITHMETIC:
         raise ValueError(f"as_dtype={as_dtype!r} is not one of {', '.join(ARITHMETIC)}")
+    if device is not None and not _DEVICE.fullmatch(device):
+        raise ValueError(f"device={device!r} is not one of 'cpu', 'cuda', 'cuda:N'")
     if engine not in (None, "threads"):
         raise ValueError(f"engine={engine!r} is not known; only 'threads' is")
     base, tuned = open_checkpoint(base), open_checkpoint(tuned)
-    _refuse_same(base, tuned)
-    return _Alignment(base, tuned, rename, vocab, as_dtype).pair(device, engine)
-
-
-def _refuse_same(base: Checkpoint, tuned: Checkpoint) -> None:
-    if base is tuned or base.identity() == tuned.identity():
-        raise PairMismatchError(
-            f"base and tuned are the same: {safe(base.label)}; a comparison of a thing with itself "
-            "says nothing. Was the path given twice, or a model kept without a copy?"
-        )
+    refuse_same(base, tuned)
+    pair = _Alignment(base, tuned, rename, vocab, as_dtype).pair(device, engine)
+    refuse_shared(base, tuned, pair.tensors)
+    return pair
 
 
 class _Alignment:
@@ -96,22 +103,19 @@ class _Alignment:
         self.problems: list[Problem] = []
         self.notes: list[str] = []
         self.tied: dict[str, str] = {}
-        self.buffers = base.buffers | tuned.buffers
+        self.second_names: list[tuple[Checkpoint, str, str]] = []
         self.new_names = _renamed(tuned, rename)
         self.left = dict.fromkeys(base.names())
         self.right = dict(self.new_names)
+        self.quantised = _quantised([*self.left, *self.right])
 
     def pair(self, device: str | None, engine: str | None) -> ModelPair:
-        self._drop_second_names()
         head = self._settle_head()
-        met = match_names(self.base, self.tuned, self.left, self.right)
-        found = [self._compare(name, name, old) for name, old in met.items()]
+        match = match_names(self.base, self.tuned, self.left, self.right)
+        self._report_unmatched(match)
+        self._drop_second_names(match.met)
+        found = [self._compare(name, name, old) for name, old in match.met.items()]
         tensors = [tensor for tensor in (*found, head) if tensor is not None]
-        used = set(met.values())
-        self.problems += [Problem("only base", name, "") for name in self.left if name not in met]
-        self.problems += [
-            Problem("only tuned", new, "") for new, old in self.right.items() if old not in used
-        ]
         if self.as_dtype is not None:
             casts = sum(t.base_dtype != t.dtype or t.tuned_dtype != t.dtype for t in tensors)
             self.notes.append(f"{plural(casts, 'tensor')} cast to {self.as_dtype}")
@@ -120,112 +124,156 @@ class _Alignment:
             self.tuned,
             tensors=tensors,
             problems=self.problems,
-            renamed={old: name for name, old in met.items() if old != name},
+            renamed={old: name for name, old in match.met.items() if old != name},
             tied=self.tied,
             notes=self.notes,
             device=device,
             engine=engine,
+            second_names=self.second_names,
         )
-
-    def _drop_second_names(self) -> None:
-        """Count tensors once that both sides hold in one storage under two names."""
-        for name, source in self.base.ties.items():
-            old = self.right.get(name)
-            if old is not None and self.tuned.ties.get(old) == self.right.get(source):
-                self._drop(name, old, source)
 
     def _settle_head(self) -> TensorPair | None:
         """Deal with a head that is tied, stored once or only on one side."""
-        base, tuned = find_head(self.base), find_head(self.tuned)
+        base, tuned = find_head(self.base), find_head(self.tuned, self.new_names)
         verdict = compare_heads(base, tuned)
         if verdict in ("separate", "missing"):
             return None
-        side = "base" if tuned.head is None else "tuned"
-        new = next((n for n, old in self.new_names.items() if old == tuned.head), None)
+        new = next((new for new, old in self.new_names.items() if old == tuned.head), None)
+        self.left.pop(base.head or "", None)
+        self.right.pop(new or "", None)
         name = base.head or new or ""
-        self._drop(base.head, tuned.head, base.embedding or "")
-        if verdict == "tied":
-            return None
         if verdict == "unclear":
             self._problem(
-                f"only {side}",
+                "only tuned" if base.head is None else "only base",
                 name,
                 "and no config.json says whether the other side ties it to its embedding; "
                 "put the config beside the weights, or leave the head out with exclude=",
             )
             return None
-        del self.tied[name]
+        if verdict == "tied":
+            self.tied[name] = base.embedding or ""
+            self.second_names += [
+                (side.checkpoint, side.head, side.embedding)
+                for side in (base, tuned)
+                if side.head is not None and side.embedding is not None and side.stored_twice()
+            ]
+            return None
         self.notes.append(f"{safe(name)}: tied on one side; compared with its embedding there")
         return self._compare(
             name, base.head or base.embedding or "", tuned.head or tuned.embedding or ""
         )
 
-    def _drop(self, base_name: str | None, tuned_name: str | None, source: str) -> None:
-        """Take a second name out of the comparison."""
-        self.left.pop(base_name or "", None)
-        new = next((n for n, old in self.new_names.items() if old == tuned_name), None)
-        self.right.pop(new or "", None)
-        self.tied[base_name or new or ""] = source
+    def _report_unmatched(self, match: Match) -> None:
+        """Make a problem of every name that met no other."""
+        used = set(match.met.values())
+        sides = {
+            "only base": [name for name in self.left if name not in match.met],
+            "only tuned": [new for new, old in self.right.items() if old not in used],
+        }
+        for (kind, names), others in zip(sides.items(), reversed(sides.values()), strict=True):
+            experts = experts_stored_otherwise(names, others)
+            for name in names:
+                if name in match.ambiguous:
+                    other = "tuned" if kind == "only base" else "base"
+                    could_be = first_few(match.ambiguous[name])
+                    self._problem("ambiguous", name, f"could be, in {other}: {could_be}")
+                elif name in experts:
+                    self._problem(
+                        kind,
+                        name,
+                        "one side has all experts of a block in one tensor, the other one matrix "
+                        "an expert; save the model that is in memory and compare files with files",
+                    )
+                else:
+                    self._problem(kind, name, "")
+
+    def _drop_second_names(self, met: dict[str, str]) -> None:
+        """Count tensors once that both sides hold in one storage under two names."""
+        ties = self.tuned.ties
+        for name, source in self.base.ties.items():
+            if name not in met or source not in met:
+                continue
+            one, other = met[name], met[source]
+            if ties.get(one, one) == ties.get(other, other):
+                self.tied[name] = source
+                del met[name]
 
     def _compare(self, name: str, base_name: str, tuned_name: str) -> TensorPair | None:
         """The aligned tensor, or None and a problem."""
         base, tuned = self.base.info(base_name), self.tuned.info(tuned_name)
-        kind = "buffer" if name in self.buffers else kind_of(name)
-        pair = TensorPair(
+        is_buffer = base_name in self.base.buffers or tuned_name in self.tuned.buffers
+        kind = "buffer" if is_buffer else kind_of(name)
+        if name in self.quantised:
+            self._problem("quantised", name, f"is stored as {base.dtype} with scales of its own")
+            return None
+        if 0 in base.shape or 0 in tuned.shape:
+            side = "base" if 0 in base.shape else "tuned"
+            self._problem(
+                "empty", name, f"has no entries in {side} (a sharded save that was not gathered?)"
+            )
+            return None
+        shape = (
+            base.shape if base.shape == tuned.shape else self._common_rows(name, kind, base, tuned)
+        )
+        dtype = self._common_dtype(name, base.dtype, tuned.dtype) if shape is not None else None
+        if shape is None or dtype is None:
+            return None
+        return TensorPair(
             name=name,
             base_name=base_name,
             tuned_name=tuned_name,
-            shape=base.shape,
-            dtype=base.dtype,
+            shape=shape,
+            dtype=dtype,
             base_dtype=base.dtype,
             tuned_dtype=tuned.dtype,
             layer=layer_of(name),
             kind=kind,
             is_weight=kind != "buffer" and DTYPES[base.dtype].floating,
         )
-        if name.endswith(_QUANTISED):
-            return self._problem("quantised", name, "dequantise both sides first")
-        if 0 in base.shape or 0 in tuned.shape:
-            side = "base" if 0 in base.shape else "tuned"
-            return self._problem(
-                "empty", name, f"has no entries in {side} (a sharded save that was not gathered?)"
-            )
-        if base.shape != tuned.shape:
-            resized = self._common_rows(pair, base, tuned)
-            if resized is None:
-                return None
-            pair = resized
-        return self._common_dtype(pair)
 
     def _common_rows(
-        self, pair: TensorPair, base: TensorInfo, tuned: TensorInfo
-    ) -> TensorPair | None:
+        self, name: str, kind: str, base: TensorInfo, tuned: TensorInfo
+    ) -> tuple[int, ...] | None:
+        """The shape to compare of two that differ, or None and a problem."""
         change = (
             f"{spell_tensor(base.dtype, base.shape)} -> {spell_tensor(tuned.dtype, tuned.shape)}"
         )
-        is_vocab = pair.kind in ("embed", "head") or pair.name.endswith("lm_head.bias")
+        is_vocab = kind in ("embed", "head") or name.endswith(_HEAD_BIASES)
         if not is_vocab or base.shape[1:] != tuned.shape[1:]:
-            self._problem("reshaped", pair.name, change)
+            self._problem("reshaped", name, change)
             return None
-        added = tuned.shape[0] - base.shape[0]
-        rows = f"{plural(abs(added), 'row')} {'added' if added > 0 else 'removed'}"
+        before, after = base.shape[0], tuned.shape[0]
+        rows = f"{plural(abs(after - before), 'row')} {'added' if after > before else 'removed'}"
         if self.vocab == "strict":
-            self._problem("reshaped", pair.name, f'{change}  ({rows}; allow with vocab="common")')
+            self._problem("reshaped", name, f'{change}  ({rows}; allow with vocab="common")')
             return None
-        self.notes.append(f"{safe(pair.name)}: {rows}, not compared")
-        return replace(pair, shape=(min(base.shape[0], tuned.shape[0]), *base.shape[1:]))
+        self.notes.append(f"{safe(name)}: {before:,} -> {after:,} rows, {rows}, not compared")
+        return (min(before, after), *base.shape[1:])
 
-    def _common_dtype(self, pair: TensorPair) -> TensorPair | None:
-        castable = pair.base_dtype in ARITHMETIC and pair.tuned_dtype in ARITHMETIC
-        if self.as_dtype is not None and castable and pair.is_weight:
-            return replace(pair, dtype=self.as_dtype)
-        if pair.base_dtype == pair.tuned_dtype:
-            return pair
+    def _common_dtype(self, name: str, base: str, tuned: str) -> str | None:
+        """The dtype to compare in, or None and a problem."""
+        castable = base in ARITHMETIC and tuned in ARITHMETIC
+        if self.as_dtype is not None and castable:
+            return self.as_dtype
+        if base == tuned:
+            return base
         hint = '; cast both with as_dtype="bfloat16"' if castable else ""
-        return self._problem("retyped", pair.name, f"{pair.base_dtype} -> {pair.tuned_dtype}{hint}")
+        self._problem("retyped", name, f"{base} -> {tuned}{hint}")
+        return None
 
     def _problem(self, kind: str, name: str, text: str) -> None:
         self.problems.append(Problem(kind, name, text))
+
+
+def _quantised(names: Iterable[str]) -> set[str]:
+    """Those of `names` that mean nothing without their scales, and the scales."""
+    known = set(names)
+    found = {name for name in known if name.endswith((*_PACKED, *_SCALES))}
+    scaled = {
+        name.removesuffix("_inv").removesuffix("_scale") for name in found if name.endswith(_SCALES)
+    }
+    absmax = {name.removesuffix(".absmax") for name in found if name.endswith(".absmax")}
+    return found | ((scaled | absmax) & known)
 
 
 def _renamed(tuned: Checkpoint, rename: Rename | None) -> dict[str, str]:

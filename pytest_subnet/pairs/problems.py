@@ -12,6 +12,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _SHOWN = 8
+_LEAVE_OUT = "leave tensors out with exclude="
+_REMEDIES = {
+    "only base": 'say with rename={"name in tuned": "name in base"} where names differ',
+    "only tuned": 'say with rename={"name in tuned": "name in base"} where names differ',
+    "ambiguous": 'say with rename={"name in tuned": "name in base"} where names differ',
+    "empty": "gather sharded weights before saving them",
+    "quantised": "dequantise both sides before comparing them",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +39,7 @@ class Problem:
 
 
 def describe(problems: Sequence[Problem], *, pair: str, total: int) -> str:
-    """The message for tensors that do not pair: counts first, then the first of each kind.
+    """The message for tensors that do not pair: counts, the first of them, what to do.
 
     Args:
         problems: at least one.
@@ -45,4 +53,6 @@ def describe(problems: Sequence[Problem], *, pair: str, total: int) -> str:
         rows.append((problem.kind, f"{safe(problem.name)}  {problem.text}".rstrip()))
     if len(problems) > _SHOWN:
         rows.append(("", f"… {len(problems) - _SHOWN:,} more"))
+    remedies = dict.fromkeys(_REMEDIES[kind] for kind in counts if kind in _REMEDIES)
+    rows.append(("to mend", "; ".join([*remedies, _LEAVE_OUT])))
     return facts(f"tensors do not pair: {summary} (of {plural(total, 'tensor')})", rows)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from pytest_subnet.errors import PairMismatchError, SelectionError
+from pytest_subnet.pairs.kinds import kind_of
 from pytest_subnet.pairs.problems import describe
 from pytest_subnet.text import first_few, nearest, plural, safe
 
@@ -50,26 +51,25 @@ def select(
     Raises:
         SelectionError: a pattern matches no tensor, or nothing is left.
         PairMismatchError: a tensor that does not align is among the selected ones.
+        TypeError: a pattern or a kind is no string.
     """
     names = [tensor.name for tensor in pair.tensors] + [p.name for p in pair.problems]
     included = _matching("include", include, names)
     excluded = _matching("exclude", exclude, names)
+    of_kind = _known_kinds(pair, kinds)
 
-    def wanted(name: str) -> bool:
-        return (included is None or name in included) and (
-            excluded is None or name not in excluded
+    def wanted(name: str, kind: str) -> bool:
+        return (
+            (included is None or name in included)
+            and (excluded is None or name not in excluded)
+            and (of_kind is None or kind in of_kind)
         )
 
-    of_kind = _known_kinds(pair, kinds)
-    problems = [problem for problem in pair.problems if wanted(problem.name)]
+    problems = [p for p in pair.problems if wanted(p.name, kind_of(p.name))]
     if problems:
         total = len(pair.tensors) + len(pair.problems)
         raise PairMismatchError(describe(problems, pair=pair.label, total=total), problems)
-    chosen = [
-        row
-        for row, tensor in enumerate(pair.tensors)
-        if wanted(tensor.name) and (of_kind is None or tensor.kind in of_kind)
-    ]
+    chosen = [row for row, tensor in enumerate(pair.tensors) if wanted(tensor.name, tensor.kind)]
     if not chosen:
         raise SelectionError(
             f"nothing is selected from {pair.label}: include={include!r}, exclude={exclude!r} and "
@@ -80,17 +80,19 @@ def select(
     return Selection(weights, apart)
 
 
-def _as_list(patterns: Patterns) -> list[str]:
-    return [patterns] if isinstance(patterns, str) else list(patterns)
+def _as_list(keyword: str, patterns: Patterns) -> list[str]:
+    wanted = [patterns] if isinstance(patterns, str) else list(patterns)
+    for pattern in wanted:
+        if not isinstance(pattern, str):
+            raise TypeError(f"{keyword} takes strings, not {type(pattern).__name__}")
+    return wanted
 
 
 def _matching(keyword: str, patterns: Patterns | None, names: Sequence[str]) -> set[str] | None:
     if patterns is None:
         return None
     found: set[str] = set()
-    for pattern in _as_list(patterns):
-        if not isinstance(pattern, str):
-            raise TypeError(f"{keyword} takes globs as strings, not {type(pattern).__name__}")
+    for pattern in _as_list(keyword, patterns):
         match = re.compile(fnmatch.translate(pattern)).match
         hits = [name for name in names if match(name)]
         if not hits:
@@ -111,10 +113,10 @@ def _hint(pattern: str, names: Iterable[str]) -> str:
 def _known_kinds(pair: ModelPair, kinds: Patterns | None) -> set[str] | None:
     if kinds is None:
         return None
-    present = {tensor.kind for tensor in pair.tensors}
-    for kind in _as_list(kinds):
+    present = {tensor.kind for tensor in pair.tensors} | {kind_of(p.name) for p in pair.problems}
+    wanted = _as_list("kinds", kinds)
+    for kind in wanted:
         if kind not in present:
-            raise SelectionError(
-                f"kinds={safe(kind)!r} is no kind of {pair.label}; it has {', '.join(sorted(present))}"
-            )
-    return set(_as_list(kinds))
+            known = ", ".join(safe(each) for each in sorted(present))
+            raise SelectionError(f"kinds={safe(kind)!r} is no kind of {pair.label}; it has {known}")
+    return set(wanted)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-from pytest_subnet.pairs.kinds import kind_of
+from pytest_subnet.pairs.kinds import VOCABULARY, kind_of, layer_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,17 +37,34 @@ class Head(NamedTuple):
         if self.head is not None and self.embedding is not None:
             if ties.get(self.head) == self.embedding or ties.get(self.embedding) == self.head:
                 return True
-            if self.checkpoint.shows_ties:
+            if self.checkpoint.shows_ties or not self._alike(self.head, self.embedding):
                 return False
         flag = config_flag(self.checkpoint.config)
         return class_default(self.checkpoint.config) if flag is None and ask_transformers else flag
 
+    def stored_twice(self) -> bool:
+        """Whether head and embedding are both stored, each with bytes of its own."""
+        if self.head is None or self.embedding is None:
+            return False
+        ties = self.checkpoint.ties
+        return ties.get(self.head, self.head) != ties.get(self.embedding, self.embedding)
 
-def find_head(checkpoint: Checkpoint) -> Head:
-    """Head and embedding of `checkpoint`, where there is one of each."""
-    weights = [name for name in checkpoint.names() if name.endswith(".weight")]
-    heads = [name for name in weights if kind_of(name) == "head"]
-    embeddings = [name for name in weights if kind_of(name) == "embed"]
+    def _alike(self, head: str, embedding: str) -> bool:
+        return self.checkpoint.info(head)[1:] == self.checkpoint.info(embedding)[1:]
+
+
+def find_head(checkpoint: Checkpoint, names: Mapping[str, str] | None = None) -> Head:
+    """Head and embedding of `checkpoint`, where there is one of each.
+
+    Args:
+        checkpoint: where to look.
+        names: its own names by what the user calls them; None where they are called the same.
+    """
+    names = names or {name: name for name in checkpoint.names()}
+    # A block that predicts further tokens ahead may store an embedding and a head of its own.
+    weights = [name for name in names if name.endswith(VOCABULARY) and layer_of(name) is None]
+    heads = [names[name] for name in weights if kind_of(name) == "head"]
+    embeddings = [names[name] for name in weights if kind_of(name) == "embed"]
     return Head(
         checkpoint,
         heads[0] if len(heads) == 1 else None,
@@ -65,6 +82,8 @@ def compare_heads(base: Head, tuned: Head) -> Verdict:
         `"unclear"`: one side lacks it, and no config says whether that is a tie.
     """
     if base.head is not None and tuned.head is not None:
+        if base.embedding is None or tuned.embedding is None:
+            return "separate"
         known = {base.is_tied(), tuned.is_tied()}
         return "tied" if True in known and False not in known else "separate"
     if base.head is None and tuned.head is None:

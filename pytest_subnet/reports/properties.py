@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, TypeAlias
 
+from pytest_subnet.text import safe
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -17,7 +19,8 @@ class PropertySink:
     """Appends each result's numbers to a test's `user_properties`.
 
     A property is called `subnet.<finding>.<number>`; the second result of one finding in a test is
-    `subnet.<finding>#2.<number>`. Values are plain types: anything else would end an xdist run.
+    `subnet.<finding>#2.<number>`. Values are plain types and printable text: anything else would
+    end an xdist run.
     """
 
     def __init__(self, properties: list[tuple[str, object]]) -> None:
@@ -39,13 +42,17 @@ def _flat(prefix: str, value: object) -> Iterator[tuple[str, Plain]]:
     match value:
         case dict():
             for key, part in value.items():
-                yield from _flat(f"{prefix}.{key}", part)
-        case list():
+                yield from _flat(f"{prefix}.{safe(key)}", part)
+        case list() | tuple():
             if value:
-                yield prefix, "; ".join(map(str, value))
-        case bool() | int() | float() | str():
+                yield prefix, "; ".join(map(safe, value))
+        case bool():
             yield prefix, value
+        case int():
+            yield prefix, int(value)
+        case float():
+            yield prefix, float(value)  # numpy's float64 is a float too
         case None:
             return
         case _:
-            raise TypeError(f"{prefix} is {type(value).__name__}; record plain types")
+            yield prefix, safe(value)

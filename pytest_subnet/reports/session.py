@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypedDict
+import hashlib
+from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
 import pytest
 
+from pytest_subnet.text import plural, safe, short_dtype
+
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pytest_subnet.pairs import ModelPair
 
-Row = tuple[int | None, str, int, int, int]
-"""Layer, kind, entries, entries with other bits, entries beyond 1e-5."""
+
+Row: TypeAlias = tuple[int | None, str, str, int, int, int]
+"""Of one tensor: layer, kind, dtype, entries, entries with other bits, entries beyond 1e-5."""
 
 
 class PairTable(TypedDict):
-    """What was scanned of one pair.
+    """What was scanned of one pair; plain types, for xdist.
 
     Attributes:
-        pair: `base -> tuned`.
+        key: tells the pair from every other, in every worker.
+        pair: `base -> tuned`; safe to print.
+        notes: what a reader of the numbers must know.
         total: tensors in the pair, buffers and integer tensors apart.
         rows: by the tensor's number in the pair.
     """
 
+    key: str
     pair: str
+    notes: list[str]
     total: int
     rows: dict[int, Row]
 
@@ -32,27 +42,41 @@ class SessionReport:
 
     def __init__(self) -> None:
         """Nothing seen yet."""
-        self._pairs: list[ModelPair] = []
+        self._pairs: list[tuple[str, ModelPair]] = []
         self._received: list[PairTable] = []
 
     def watch(self, pair: ModelPair) -> None:
         """Show `pair` at the end of the run."""
-        self._pairs.append(pair)
+        self._pairs.append((_key(pair), pair))
 
-    def receive(self, tables: list[PairTable]) -> None:
+    def receive(self, tables: Iterable[PairTable]) -> None:
         """Take what a worker scanned."""
         self._received.extend(tables)
 
     def tables(self) -> list[PairTable]:
-        """One table a pair; what two workers both scanned is there once."""
+        """One table a pair that was scanned; what two workers both scanned is there once."""
         merged: dict[str, PairTable] = {}
-        for table in (*map(_table, self._pairs), *self._received):
-            known = merged.setdefault(table["pair"], {**table, "rows": {}})
+        for table in (*(_table(key, pair) for key, pair in self._pairs), *self._received):
+            known = merged.setdefault(table["key"], {**table, "rows": {}})
             known["rows"].update(table["rows"])
-        return [table for table in merged.values() if table["rows"]]
+        found = [table for table in merged.values() if table["rows"]]
+        return sorted(found, key=lambda table: (table["pair"], table["key"]))
 
 
-def _table(pair: ModelPair) -> PairTable:
+def _key(pair: ModelPair) -> str:
+    """What makes the pair what it is: the files as they are, and how they were aligned."""
+    parts = (
+        pair.label,
+        pair.base.identity(),
+        pair.tuned.identity(),
+        pair.notes,
+        sorted(pair.renamed.items()),
+        len(pair.tensors),
+    )
+    return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _table(key: str, pair: ModelPair) -> PairTable:
     from pytest_subnet.scan.gathering import ledger
     from pytest_subnet.scan.tolerance import PAPER, SAME_BITS
 
@@ -64,13 +88,31 @@ def _table(pair: ModelPair) -> PairTable:
         for row in scanned:
             tensor = pair.tensors[row]
             if tensor.is_weight:
-                rows[row] = (tensor.layer, tensor.kind, tensor.numel, changed[row], beyond[row])
-    total = sum(tensor.is_weight for tensor in pair.tensors)
-    return {"pair": pair.label, "total": total, "rows": rows}
+                rows[row] = (
+                    tensor.layer,
+                    safe(tensor.kind),
+                    short_dtype(tensor.dtype),
+                    tensor.numel,
+                    changed[row],
+                    beyond[row],
+                )
+    return {
+        "key": key,
+        "pair": pair.label,
+        "notes": [*pair.notes, *_left_out(pair)],
+        "total": sum(tensor.is_weight for tensor in pair.tensors),
+        "rows": rows,
+    }
+
+
+def _left_out(pair: ModelPair) -> list[str]:
+    if not pair.problems:
+        return []
+    return [f"{plural(len(pair.problems), 'tensor')} not compared: no partner, or another shape"]
 
 
 class WorkerTables:
-    """Receives the tables of xdist's workers; registered only where xdist is there."""
+    """Receives the tables of xdist's workers; without xdist nobody calls it."""
 
     def __init__(self, report: SessionReport) -> None:
         """Hand them to `report`."""

@@ -5,17 +5,21 @@ from __future__ import annotations
 import io
 import sys
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, NamedTuple, TextIO, TypeVar, cast
 
 from pytest_subnet.tables import bar, table
 from pytest_subnet.text import percent, plural
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from contextlib import AbstractContextManager
 
     import pytest
 
     from pytest_subnet.reports.session import PairTable, Row
+
+KeyT = TypeVar("KeyT")
 
 _BAR = 20
 
@@ -24,7 +28,7 @@ def write_summary(reporter: pytest.TerminalReporter, tables: Sequence[PairTable]
     """Write a section on every pair that was scanned."""
     if not tables:
         return
-    reporter.section("subnet: what moved")
+    reporter.write_sep("=", "subnet: what moved")
     for number, each in enumerate(tables):
         if number:
             reporter.write_line("")
@@ -35,19 +39,27 @@ def write_summary(reporter: pytest.TerminalReporter, tables: Sequence[PairTable]
 def summary(pair: PairTable, *, ascii_only: bool = False) -> str:
     """What moved in one pair, by layer with a bar and by kind."""
     rows = list(pair["rows"].values())
-    entries, changed = sum(row[2] for row in rows), sum(row[3] for row in rows)
-    coverage = f"{len(rows):,}/{pair['total']:,} tensors, {plural(entries, 'entry')}"
+    counts = _add(rows)
+    dtypes = "+".join(sorted({dtype for _, _, dtype, *_ in rows}))
     numbers = ["entries", "updated", "same bits", "within 1e-05"]
+    layers = _groups(rows, key=lambda row: row[0])
+    kinds = _groups(rows, key=lambda row: row[1])
     by_layer = [
-        {**cells, "moved": bar(density, width=_BAR, ascii_only=ascii_only)}
-        for cells, density in _groups("layer", rows, lambda row: _layer(row[0]))
+        {
+            "layer": "-" if layer is None else f"{layer}",
+            **group.cells(),
+            "moved": bar(group.density, width=_BAR, ascii_only=ascii_only),
+        }
+        for layer, group in sorted(layers.items(), key=lambda item: (item[0] is None, item[0]))
     ]
-    by_kind = [cells for cells, _ in _groups("kind", rows, lambda row: row[1])]
+    by_kind = [{"kind": kind, **group.cells()} for kind, group in sorted(kinds.items())]
     return "\n".join(
         [
             pair["pair"],
-            f"{percent(1 - changed / entries)} same bits, density {percent(changed / entries)} "
-            f"({coverage})",
+            f"{percent(1 - counts.density)} same bits, density {percent(counts.density)} "
+            f"({dtypes}, {len(rows):,}/{pair['total']:,} tensors, "
+            f"{plural(counts.entries, 'entry')})",
+            *(f"note: {note}" for note in pair["notes"]),
             "",
             table(by_layer, right=["layer", *numbers]),
             "",
@@ -56,34 +68,35 @@ def summary(pair: PairTable, *, ascii_only: bool = False) -> str:
     )
 
 
-def _layer(number: int | None) -> str:
-    return "-" if number is None else str(number)
+class _Counts(NamedTuple):
+    """What some tensors hold together."""
+
+    entries: int
+    changed: int
+    beyond: int
+
+    @property
+    def density(self) -> float:
+        return self.changed / self.entries
+
+    def cells(self) -> dict[str, object]:
+        return {
+            "entries": f"{self.entries:,}",
+            "updated": f"{self.changed:,}",
+            "same bits": percent(1 - self.density),
+            "within 1e-05": percent(1 - self.beyond / self.entries),
+        }
 
 
-def _groups(
-    heading: str, rows: Iterable[Row], key: Callable[[Row], str]
-) -> list[tuple[dict[str, object], float]]:
-    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+def _add(rows: Iterable[Row]) -> _Counts:
+    return _Counts(*(sum(column) for column in zip(*(row[3:] for row in rows), strict=True)))
+
+
+def _groups(rows: Iterable[Row], key: Callable[[Row], KeyT]) -> dict[KeyT, _Counts]:
+    found: dict[KeyT, list[Row]] = defaultdict(list)
     for row in rows:
-        for i, count in enumerate(row[2:]):
-            counts[key(row)][i] += count
-    ordered = sorted(counts, key=lambda name: (not name.isdecimal(), len(name), name))
-    if heading == "kind":
-        ordered = sorted(counts)
-    return [
-        (
-            {
-                heading: name,
-                "entries": f"{entries:,}",
-                "updated": f"{changed:,}",
-                "same bits": percent(1 - changed / entries),
-                "within 1e-05": percent(1 - beyond / entries),
-            },
-            changed / entries,
-        )
-        for name in ordered
-        for entries, changed, beyond in (counts[name],)
-    ]
+        found[key(row)].append(row)
+    return {name: _add(members) for name, members in found.items()}
 
 
 def _draws_blocks() -> bool:
@@ -96,11 +109,23 @@ def _draws_blocks() -> bool:
 
 
 def say(config: pytest.Config, text: str) -> None:
-    """Write a line on the terminal while tests run; a worker of xdist has none."""
+    """Write a line on the terminal while tests run; where there is none, into captured output."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is not None and not hasattr(config, "workerinput"):
+    if reporter is None or hasattr(config, "workerinput"):
+        print(text)
+        return
+    with _past_capture(config):
         reporter.ensure_newline()
         reporter.write_line(text)
+
+
+def _past_capture(config: pytest.Config) -> AbstractContextManager[None]:
+    """While tests run, what is written anywhere is captured, the terminal reporter's too."""
+    manager = config.pluginmanager.get_plugin("capturemanager")
+    if manager is None:
+        return nullcontext()
+    disabled: AbstractContextManager[None] = manager.global_and_fixture_disabled()
+    return disabled
 
 
 class TerminalStream(io.TextIOBase):
@@ -108,17 +133,17 @@ class TerminalStream(io.TextIOBase):
 
     def __init__(self, config: pytest.Config, reporter: pytest.TerminalReporter) -> None:
         """Write where `reporter` writes."""
-        self._writer = config.get_terminal_writer()
+        self._config = config
         self._reporter = reporter
         self._started = False
 
     @classmethod
-    def of(cls, config: pytest.Config) -> TerminalStream | None:
+    def of(cls, config: pytest.Config) -> TextIO | None:
         """The terminal of this process; None where nobody watches."""
         reporter = config.pluginmanager.get_plugin("terminalreporter")
         if reporter is None or hasattr(config, "workerinput") or not reporter.isatty:
             return None
-        return cls(config, reporter)
+        return cast("TextIO", cls(config, reporter))
 
     def isatty(self) -> bool:
         """A person is watching: otherwise there is no stream."""
@@ -126,10 +151,13 @@ class TerminalStream(io.TextIOBase):
 
     def write(self, text: str) -> int:
         """Write `text` as it is; the first time on a line of its own."""
-        if not self._started:
-            self._reporter.ensure_newline()
-            self._started = True
-        self._writer.write(text, flush=True)
+        with _past_capture(self._config):
+            if not self._started:
+                self._reporter.ensure_newline()
+                self._started = True
+            # Not through the reporter, which would count a bar's columns as those of its line.
+            sys.stdout.write(text)
+            sys.stdout.flush()
         return len(text)
 
     def flush(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,9 +22,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pytest_subnet.checkpoints import Checkpoint
+    from pytest_subnet.checkpoints.base import Buffer
     from pytest_subnet.scan.contracts import Kernel
     from pytest_subnet.scan.tolerance import Tolerance
     from pytest_subnet.scan.units import ScanUnit
+
+_HAS_PREAD = hasattr(os, "pread")  # Windows has none, and compiled code would call it by name
 
 _SCRATCH_BYTES = 128 * 1024
 """A side's share of the cache: two of these stay in the second level of common processors."""
@@ -38,12 +42,14 @@ class Compare:
         tolerances: what to count beyond, without same bits.
         base: where units without extents are read from; None when all of them have extents.
         tuned: likewise.
+        device: where to compare what is on a device; None compares it there.
     """
 
     kernel: Kernel
     tolerances: tuple[Tolerance, ...]
     base: Checkpoint | None
     tuned: Checkpoint | None
+    device: str | None = None
 
     @contextmanager
     def open(self) -> Iterator[Callable[[ScanUnit], Counters]]:
@@ -60,11 +66,20 @@ class Compare:
                     return counters
                 # Also reached where a read came back short: this says which file ended, and where.
                 base, tuned = sides.load(unit)
-                kernel = self.kernel if unit.dtype in ARITHMETIC else bits_kernel.compare
+                kernel = self._kernel_for(unit.dtype, base, tuned)
                 kernel(base, tuned, unit.dtype, bounds, counters)
                 return counters
 
             yield compare
+
+    def _kernel_for(self, dtype: str, base: Buffer, tuned: Buffer) -> Kernel:
+        if dtype not in ARITHMETIC:
+            return bits_kernel.compare
+        if isinstance(base, np.ndarray) and isinstance(tuned, np.ndarray):
+            return self.kernel
+        from pytest_subnet.scan.torch_kernel import TorchKernel
+
+        return TorchKernel(self.device)
 
     def _compare_files(
         self,
@@ -76,7 +91,8 @@ class Compare:
     ) -> bool:
         """The quick way, for a unit that is one run of one file on each side."""
         if (
-            not isinstance(self.kernel, FileKernel)
+            not _HAS_PREAD
+            or not isinstance(self.kernel, FileKernel)
             or unit.dtype not in ARITHMETIC
             or not unit.dtype == unit.base_dtype == unit.tuned_dtype
             or unit.base is None

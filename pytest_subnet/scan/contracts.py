@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Sequence
     from contextlib import AbstractContextManager
 
     import numpy as np
@@ -91,10 +91,10 @@ class Engine(Protocol):
 
     def map(
         self, work: Work[UnitT, ResultT], units: Sequence[UnitT]
-    ) -> Iterator[tuple[int, ResultT]]:
+    ) -> Generator[tuple[int, ResultT]]:
         """Give `(position in units, result)` for each unit, exactly once, in any order.
 
-        The first error of a unit ends the map and is raised; closing the iterator stops the
+        The first error of a unit ends the map and is raised; closing the generator stops the
         workers.
         """
         ...

@@ -19,7 +19,7 @@ CHANGED, ZERO_FLIPS, NONFINITE_BASE, NONFINITE_TUNED = range(4)
 FIRST_TOLERANCE = 4
 
 DELTA_SQUARES, BASE_SQUARES, TUNED_SQUARES = range(3)
-"""Columns of `Counters.sums`, over entries finite on both sides (on its own side)."""
+"""Columns of `Counters.sums`: differences of what is finite on both sides; each side by itself."""
 
 
 class Counters:

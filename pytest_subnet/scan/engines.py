@@ -8,7 +8,7 @@ import threading
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Sequence
 
     from pytest_subnet.scan.contracts import Work
 
@@ -35,7 +35,7 @@ class ThreadEngine:
 
     def map(
         self, work: Work[UnitT, ResultT], units: Sequence[UnitT]
-    ) -> Iterator[tuple[int, ResultT]]:
+    ) -> Generator[tuple[int, ResultT]]:
         """As `Engine.map`."""
         done: queue.SimpleQueue[tuple[int, ResultT] | BaseException] = queue.SimpleQueue()
         stop = threading.Event()

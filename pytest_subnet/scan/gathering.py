@@ -89,7 +89,9 @@ class Ledger:
 def ledger(pair: ModelPair) -> Ledger:
     """What has been counted of `pair` so far."""
     with pair.lock:
-        known = pair.memory.setdefault(_KEY, Ledger(pair))
+        if _KEY not in pair.memory:
+            pair.memory[_KEY] = Ledger(pair)
+        known = pair.memory[_KEY]
     if not isinstance(known, Ledger):
         raise TypeError(f"pair.memory[{_KEY!r}] is taken by {type(known).__name__}")
     return known
@@ -97,8 +99,9 @@ def ledger(pair: ModelPair) -> Ledger:
 
 def declare(pair: ModelPair, tolerances: Sequence[Tolerance]) -> None:
     """Have every later scan of `pair` count beyond these tolerances too."""
-    known = ledger(pair)
-    known.declared = tuple(dict.fromkeys((*known.declared, *tolerances)))
+    with pair.lock:
+        known = ledger(pair)
+        known.declared = tuple(dict.fromkeys((*known.declared, *tolerances)))
 
 
 def gather(pair: ModelPair, rows: Sequence[int], tolerance: Tolerance) -> Ledger:
@@ -110,15 +113,17 @@ def gather(pair: ModelPair, rows: Sequence[int], tolerance: Tolerance) -> Ledger
     Raises:
         CheckpointError: a side cannot be read, or changed since the pair was opened.
     """
-    wanted = np.asarray(rows, np.intp)
+    wanted = np.unique(np.asarray(rows, np.intp))
     known = ledger(pair)
     with pair.lock:
         pair.check_unchanged()
         missing = known.missing(wanted, tolerance)
         if missing.size:
-            tolerances = [t for t in {*known.declared, tolerance} if not t.same_bits]
-            known.keep(missing, scan(pair, missing.tolist(), sorted(tolerances, key=str)))
+            pair.check_second_names()
+            tolerances = dict.fromkeys((*known.declared, tolerance))
+            counted = scan(pair, missing.tolist(), [t for t in tolerances if not t.same_bits])
             pair.check_unchanged()
+            known.keep(missing, counted)
     return known
 
 
@@ -131,10 +136,11 @@ def scan(pair: ModelPair, rows: Sequence[int], tolerances: Sequence[Tolerance]) 
     units = cut(pair, rows)
     in_files = all(unit.base is not None and unit.tuned is not None for unit in units)
     work = Compare(
-        choose_kernel(_device(pair)),
+        choose_kernel(pair.device),
         tuple(tolerances),
         None if in_files else pair.base,
         None if in_files else pair.tuned,
+        pair.device,
     )
     total = Counters(len(pair.tensors), tolerances)
     for unit, part in zip(units, _results(ThreadEngine(), work, units), strict=True):
@@ -158,14 +164,3 @@ def _results(
     if len(complete) != len(units):
         raise RuntimeError(f"{len(units) - len(complete)} of {len(units)} units did not come back")
     return complete
-
-
-def _device(pair: ModelPair) -> str | None:
-    """Where to compare: as asked, else where tensors already are on a device."""
-    if pair.device is not None or not pair.tensors:
-        return pair.device
-    first = pair.tensors[0]
-    for view in (pair.base.view(first.base_name), pair.tuned.view(first.tuned_name)):
-        if view is not None and not isinstance(view, np.ndarray):
-            return str(view.device)
-    return None

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pytest_subnet.checkpoints.dtypes import ARITHMETIC, DTYPES
 from pytest_subnet.checkpoints.files import FileReader
-from pytest_subnet.scan.casts import cast
+from pytest_subnet.scan.casts import cast_array
 from pytest_subnet.scan.reading import Sides
 from pytest_subnet.scan.units import cut
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from pytest_subnet.checkpoints.base import Buffer
     from pytest_subnet.pairs import ModelPair
 
 
-class Difference(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Difference:
     """The first entry of a tensor that has other bits.
 
     Attributes:
@@ -46,22 +50,25 @@ def first_difference(pair: ModelPair, row: int) -> Difference | None:
             differs = np.flatnonzero(base != tuned)
             if differs.size:
                 entry = int(differs[0]) // itemsize
-                part = slice(entry * itemsize, (entry + 1) * itemsize)
+                word = slice(entry * itemsize, (entry + 1) * itemsize)
                 place = np.unravel_index(unit.segments[0].start + entry, tensor.shape)
                 return Difference(
                     tuple(int(part) for part in place),
-                    _spell(base[part].copy(), tensor.dtype),
-                    _spell(tuned[part].copy(), tensor.dtype),
+                    *_spell(base[word].copy(), tuned[word].copy(), tensor.dtype),
                 )
     return None
 
 
-def _on_cpu(buffer: Buffer) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+def _on_cpu(buffer: Buffer) -> NDArray[np.uint8]:
     return buffer if isinstance(buffer, np.ndarray) else buffer.cpu().numpy()
 
 
-def _spell(word: np.ndarray[tuple[int], np.dtype[np.uint8]], dtype: str) -> str:
-    if dtype not in ARITHMETIC:
-        return f"0x{word[::-1].tobytes().hex()}"
-    value = cast(word, dtype, "float64").view(np.float64)[0]
-    return f"{value:.8g}"
+def _spell(base: NDArray[np.uint8], tuned: NDArray[np.uint8], dtype: str) -> tuple[str, str]:
+    """Two words that differ, so that one sees that they do: as values, else as bits."""
+    if dtype in ARITHMETIC:
+        digits = 17 if dtype == "float64" else 9
+        values = (cast_array(word, dtype, "float64").view(np.float64)[0] for word in (base, tuned))
+        before, after = (f"{value:.{digits}g}" for value in values)
+        if before != after:
+            return before, after
+    return f"0x{base[::-1].tobytes().hex()}", f"0x{tuned[::-1].tobytes().hex()}"

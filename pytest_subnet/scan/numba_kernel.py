@@ -12,6 +12,7 @@ The dtype of an array tells its format: uint16 is bfloat16, int16 is float16.
 # Numba compiles this module: its arithmetic is spelled with intrinsics, because `int32 + int32` is
 # int64 to Numba, which halves the width of a vector, and a floating maximum does not vectorise.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call, type-arg"
+# mypy: disable-error-code="call-arg, var-annotated, unreachable"
 
 from __future__ import annotations
 
@@ -22,6 +23,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from pytest_subnet.scan.compiling import compiled
 from pytest_subnet.scan.counters import FIRST_TOLERANCE, Counters
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ _WORDS = {
 }
 
 # Reordering is what lets sums vectorise. "nnan" and "ninf" are left out: a NaN stays a NaN.
-_FAST = {"reassoc", "contract", "nsz"}  # noqa: RUF012
+_FAST = {"reassoc", "contract", "nsz"}
 
 
 class _Lane(NamedTuple):
@@ -56,10 +58,18 @@ class _Lane(NamedTuple):
 
 
 _NARROW = _Lane(
-    np.int32(0), np.float32(0), np.float32(np.inf).view(np.int32), np.float32(1e-28), np.float32(1e30)
+    zero=np.int32(0),
+    nil=np.float32(0),
+    infinity=np.float32(np.inf).view(np.int32),
+    least=np.float32(1e-28),
+    most=np.float32(1e30),
 )
 _WIDE = _Lane(
-    np.int64(0), np.float64(0), np.float64(np.inf).view(np.int64), np.float64(1e-280), np.float64(1e280)
+    zero=np.int64(0),
+    nil=np.float64(0),
+    infinity=np.float64(np.inf).view(np.int64),
+    least=np.float64(1e-280),
+    most=np.float64(1e280),
 )
 _LANES = {"bfloat16": _NARROW, "float16": _NARROW, "float32": _WIDE, "float64": _WIDE}
 
@@ -176,7 +186,7 @@ def _larger(typingctx, one, other):
     return one(one, one), generate
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _count_beyond(base, tuned, limit, relative, infinity, zero):
     """Entries of a block beyond one tolerance; where one is not finite, those with other bits."""
     count = zero
@@ -190,7 +200,7 @@ def _count_beyond(base, tuned, limit, relative, infinity, zero):
     return np.int64(count)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _count_zero_flips(base, tuned, zero):
     """Entries that are zero on both sides, with another sign."""
     count = zero
@@ -201,7 +211,7 @@ def _count_zero_flips(base, tuned, zero):
     return np.int64(count)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _count_not_finite(words, infinity, zero):
     """Entries that are NaN or Inf."""
     finite = zero
@@ -210,7 +220,7 @@ def _count_not_finite(words, infinity, zero):
     return words.size - np.int64(finite)
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
+@njit(nogil=True, fastmath=_FAST)
 def _sum_rare_block(base, tuned, infinity, sums, peaks):
     """Sums and largest difference of a block in float64, over what is finite."""
     delta_squares, base_squares, tuned_squares = 0.0, 0.0, 0.0
@@ -232,7 +242,7 @@ def _sum_rare_block(base, tuned, infinity, sums, peaks):
     peaks[0] = max(peaks[0], _from_magnitude(peak))
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
+@njit(nogil=True, fastmath=_FAST)
 def _compare_block(base, tuned, limits, relative, lane, integers, sums, peaks):
     """Count a block in one fused loop; where that loop's arithmetic does not hold, count again."""
     zero, nil, infinity, least, most = lane
@@ -256,7 +266,7 @@ def _compare_block(base, tuned, limits, relative, lane, integers, sums, peaks):
     if not finite:
         integers[2] += _count_not_finite(base, infinity, zero)
         integers[3] += _count_not_finite(tuned, infinity, zero)
-    if changed != moved:
+    if changed != moved or not finite:  # a NaN that stays itself moves and does not change
         integers[1] += _count_zero_flips(base, tuned, zero)
     if fused and finite:
         integers[4] += beyond
@@ -277,7 +287,7 @@ def _compare_block(base, tuned, limits, relative, lane, integers, sums, peaks):
         _sum_rare_block(base, tuned, infinity, sums, peaks)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _compare_run(base, tuned, limits, relative, lane, integers, sums, peaks):
     """Count a run of entries of one segment, block by block."""
     for start in range(0, base.size, BLOCK):
@@ -287,7 +297,7 @@ def _compare_run(base, tuned, limits, relative, lane, integers, sums, peaks):
         )
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _compare_buffers(base, tuned, bounds, limits, relative, lane, integers, sums, peaks):
     """Count all segments of two buffers."""
     for row in range(bounds.size - 1):
@@ -304,7 +314,7 @@ def _compare_buffers(base, tuned, bounds, limits, relative, lane, integers, sums
         )
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _compare_files(files, base, tuned, bounds, limits, relative, lane, integers, sums, peaks):
     """Read two files a buffer at a time and count each while it is in the cache.
 
@@ -348,14 +358,8 @@ class NumbaKernel:
         self, base: Buffer, tuned: Buffer, dtype: str, bounds: NDArray[np.int64], counters: Counters
     ) -> None:
         """As `Kernel`."""
-        words = _WORDS[dtype]
         ask = _Ask(dtype, counters)
-        _compare_buffers(
-            np.require(base, requirements="A").view(words),
-            np.require(tuned, requirements="A").view(words),
-            bounds,
-            *ask.arguments,
-        )
+        _compare_buffers(_words(base, dtype), _words(tuned, dtype), bounds, *ask.arguments)
         ask.settle()
 
     def compare_files(
@@ -379,6 +383,13 @@ class NumbaKernel:
         return True
 
 
+def _words(buffer: Buffer, dtype: str) -> NDArray[np.generic]:
+    """A buffer as words; copied where it is unaligned or read-only: that would be other code."""
+    if not isinstance(buffer, np.ndarray):
+        raise TypeError(f"this kernel compares numpy arrays, not {type(buffer).__name__}")
+    return np.require(buffer.view(_WORDS[dtype]), requirements=["A", "W"])
+
+
 class _Ask:
     """Counters and tolerances as the compiled code takes them."""
 
@@ -391,8 +402,10 @@ class _Ask:
         in_order = [tolerances[k] for k in self._order]
         self._counters = counters
         self._part = Counters(len(counters.peaks), tolerances)
+        with np.errstate(over="ignore"):  # nothing is beyond a tolerance that the dtype cannot hold
+            limits = np.array([t.rtol if t.atol is None else t.atol for t in in_order], number)
         self.arguments = (
-            np.array([t.rtol if t.atol is None else t.atol for t in in_order], number),
+            limits,
             np.array([t.atol is None for t in in_order], np.bool_),
             lane,
             self._part.integers,

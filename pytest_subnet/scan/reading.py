@@ -42,7 +42,10 @@ class Sides:
             [(segment.tuned_name, segment.start, segment.count) for segment in unit.segments],
             unit.tuned_dtype,
         )
-        return _as(base, unit.base_dtype, unit.dtype), _as(tuned, unit.tuned_dtype, unit.dtype)
+        return (
+            cast(base, unit.base_dtype, unit.dtype),
+            cast(tuned, unit.tuned_dtype, unit.dtype),
+        )
 
 
 class _Side:
@@ -64,7 +67,7 @@ class _Side:
 
     def _from_files(self, extents: Sequence[Extent]) -> NDArray[np.uint8]:
         buffer = self._room(sum(extent.nbytes for extent in extents))
-        memory = memoryview(buffer)
+        memory = buffer.data
         done = 0
         for path, offset, length in extents:
             self._reader.read_into(path, offset, memory[done : done + length])
@@ -97,16 +100,11 @@ def _joined(pieces: Sequence[Buffer]) -> Buffer:
         return np.concatenate(arrays)
     import torch
 
-    tensors = [torch.from_numpy(p) if isinstance(p, np.ndarray) else p for p in pieces]
-    device = next(tensor.device for tensor in tensors if tensor.device.type != "cpu")
-    return torch.cat([tensor.to(device) for tensor in tensors])
+    tensors = [piece for piece in pieces if not isinstance(piece, np.ndarray)]
+    device = next((t.device for t in tensors if t.device.type != "cpu"), tensors[0].device)
+    return torch.cat([torch.as_tensor(_writable(piece)).to(device) for piece in pieces])
 
 
-def _as(buffer: Buffer, source: str, target: str) -> Buffer:
-    if source == target:
-        return buffer
-    if isinstance(buffer, np.ndarray):
-        return cast(buffer, source, target)
-    import torch
-
-    return buffer.view(getattr(torch, source)).to(getattr(torch, target)).view(torch.uint8)
+def _writable(piece: Buffer) -> Buffer:
+    """Copied if it must not be written to: torch warns of such an array."""
+    return np.require(piece, requirements="W") if isinstance(piece, np.ndarray) else piece

@@ -6,12 +6,11 @@ serves where Numba cannot be imported.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-
-from pytest_subnet.scan.counters import FIRST_TOLERANCE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,22 +34,31 @@ class TorchKernel:
         self, base: Buffer, tuned: Buffer, dtype: str, bounds: NDArray[np.int64], counters: Counters
     ) -> None:
         """As `Kernel`."""
+        if not bounds[-1]:  # torch cannot see an empty buffer as anything else
+            return
         left, right = _on_one_device(base, tuned, self.device)
         left, right = left.view(getattr(torch, dtype)), right.view(getattr(torch, dtype))
-        for row, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
-            for first in range(int(start), int(end), _PIECE):
-                piece = slice(first, min(first + _PIECE, int(end)))
+        for row, (start, end) in enumerate(pairwise(bounds.tolist())):
+            for first in range(start, end, _PIECE):
+                piece = slice(first, min(first + _PIECE, end))
                 _compare(left[piece], right[piece], counters, row)
 
 
 def _on_one_device(
     base: Buffer, tuned: Buffer, device: str | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    left, right = (
-        torch.from_numpy(side) if isinstance(side, np.ndarray) else side for side in (base, tuned)
-    )
-    target = device or (left.device if left.device.type != "cpu" else right.device)
-    return left.to(target), right.to(target)
+    left, right = _as_tensor(base), _as_tensor(tuned)
+    there = left.device if left.device.type != "cpu" else right.device
+    if there.type == "mps":  # has no float64, in which sums are formed
+        there = torch.device("cpu")
+    return left.to(device or there), right.to(device or there)
+
+
+def _as_tensor(buffer: Buffer) -> torch.Tensor:
+    if not isinstance(buffer, np.ndarray):
+        return buffer
+    # torch warns of an array that it must not write to.
+    return torch.from_numpy(buffer if buffer.flags.writeable else buffer.copy())
 
 
 def _compare(base: torch.Tensor, tuned: torch.Tensor, counters: Counters, row: int) -> None:
@@ -71,7 +79,8 @@ def _compare(base: torch.Tensor, tuned: torch.Tensor, counters: Counters, row: i
             for tolerance in counters.tolerances
         ),
     ]
-    counters.integers[row] += torch.stack([torch.count_nonzero(found) for found in integers]).cpu().numpy()
+    counts = torch.stack([torch.count_nonzero(found) for found in integers])
+    counters.integers[row] += counts.cpu().numpy()
     wide = (after.double() - before.double()).where(finite, 0)
     sums = (
         wide.square().sum(),
@@ -86,6 +95,6 @@ def _compare(base: torch.Tensor, tuned: torch.Tensor, counters: Counters, row: i
 def _beyond(
     delta: torch.Tensor, before: torch.Tensor, after: torch.Tensor, tolerance: Tolerance
 ) -> torch.Tensor:
-    if tolerance.atol is not None:
-        return delta > tolerance.atol
-    return delta > tolerance.rtol * torch.maximum(before.abs(), after.abs())
+    if tolerance.rtol is not None:
+        return delta > tolerance.rtol * torch.maximum(before.abs(), after.abs())
+    return delta > (tolerance.atol or 0.0)

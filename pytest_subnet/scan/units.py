@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
+from pytest_subnet.checkpoints.base import Extent
 from pytest_subnet.checkpoints.dtypes import DTYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from pytest_subnet.checkpoints import Checkpoint, Extent
-    from pytest_subnet.pairs import ModelPair, TensorPair
+    from pytest_subnet.checkpoints import Checkpoint
+    from pytest_subnet.pairs import ModelPair
 
 UNIT_BYTES = 16 * 1024 * 1024
 """Bytes a side; large enough that what the interpreter does for each does not count."""
@@ -31,7 +33,7 @@ class Segment(NamedTuple):
     base_name: str
     tuned_name: str
     start: int
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which no one calls here
 
 
 class ScanUnit(NamedTuple):
@@ -58,7 +60,7 @@ class ScanUnit(NamedTuple):
     tuned: tuple[Extent, ...] | None
 
     @property
-    def count(self) -> int:
+    def count(self) -> int:  # type: ignore[override]  # likewise
         """Number of entries."""
         return sum(segment.count for segment in self.segments)
 
@@ -68,57 +70,48 @@ class ScanUnit(NamedTuple):
         return self.count * (DTYPES[self.base_dtype].itemsize + DTYPES[self.tuned_dtype].itemsize)
 
 
-def cut(pair: ModelPair, rows: Sequence[int]) -> list[ScanUnit]:
+def cut(pair: ModelPair, rows: Iterable[int]) -> list[ScanUnit]:
     """Cut the tensors `rows` of `pair` into work units.
 
     Large tensors are split; small neighbours of one dtype share a unit, so that a checkpoint of
     many small tensors is read in large pieces.
     """
-    units: list[ScanUnit] = []
-    batch: list[Segment] = []
-    batch_dtypes: tuple[str, str, str] | None = None
-    room = 0
 
-    def close() -> None:
-        if batch and batch_dtypes is not None:
-            units.append(_unit(pair, len(units), batch, batch_dtypes))
-            batch.clear()
-
-    for row in rows:
+    def dtypes_of(row: int) -> tuple[str, str, str]:
         tensor = pair.tensors[row]
-        dtypes = (tensor.dtype, tensor.base_dtype, tensor.tuned_dtype)
-        if dtypes != batch_dtypes:
-            close()
-            batch_dtypes = dtypes
-            room = capacity = _capacity(tensor)
-        for segment in _segments(tensor, row, capacity):
-            if segment.count > room:
-                close()
-                room = capacity
-            batch.append(segment)
-            room -= segment.count
-    close()
+        return tensor.dtype, tensor.base_dtype, tensor.tuned_dtype
+
+    units: list[ScanUnit] = []
+    for dtypes, neighbours in groupby(rows, dtypes_of):
+        capacity = UNIT_BYTES // max(DTYPES[dtype].itemsize for dtype in dtypes)
+        for segments in _batches(pair, neighbours, capacity):
+            units.append(_unit(pair, len(units), segments, dtypes))
     return units
 
 
-def _capacity(tensor: TensorPair) -> int:
-    return UNIT_BYTES // max(
-        DTYPES[dtype].itemsize for dtype in (tensor.dtype, tensor.base_dtype, tensor.tuned_dtype)
-    )
-
-
-def _segments(tensor: TensorPair, row: int, capacity: int) -> Iterator[Segment]:
-    for start in range(0, tensor.numel, capacity):
-        count = min(capacity, tensor.numel - start)
-        yield Segment(row, tensor.base_name, tensor.tuned_name, start, count)
+def _batches(pair: ModelPair, rows: Iterable[int], capacity: int) -> Iterator[list[Segment]]:
+    batch: list[Segment] = []
+    room = capacity
+    for row in rows:
+        tensor = pair.tensors[row]
+        numel = tensor.numel
+        for start in range(0, numel, capacity):
+            count = min(capacity, numel - start)
+            if count > room:
+                yield batch
+                batch, room = [], capacity
+            batch.append(Segment(row, tensor.base_name, tensor.tuned_name, start, count))
+            room -= count
+    if batch:
+        yield batch
 
 
 def _unit(
-    pair: ModelPair, number: int, segments: list[Segment], dtypes: tuple[str, str, str]
+    pair: ModelPair, number: int, segments: Sequence[Segment], dtypes: tuple[str, str, str]
 ) -> ScanUnit:
     dtype, base_dtype, tuned_dtype = dtypes
-    base = [(s.base_name, s.start, s.count) for s in segments]
-    tuned = [(s.tuned_name, s.start, s.count) for s in segments]
+    base = ((s.base_name, s.start, s.count) for s in segments)
+    tuned = ((s.tuned_name, s.start, s.count) for s in segments)
     return ScanUnit(
         number,
         tuple(segments),
@@ -131,20 +124,19 @@ def _unit(
 
 
 def _extents(
-    checkpoint: Checkpoint, runs: Sequence[tuple[str, int, int]], itemsize: int
+    checkpoint: Checkpoint, runs: Iterable[tuple[str, int, int]], itemsize: int
 ) -> tuple[Extent, ...] | None:
+    """Where runs of entries are in files; what lies one after the other is one extent."""
     joined: list[Extent] = []
+    path, offset, end = "", 0, 0
     for name, start, count in runs:
         found = checkpoint.extents(name, start * itemsize, count * itemsize)
         if found is None:
             return None
         for extent in found:
-            if joined and _follows(joined[-1], extent):
-                last = joined.pop()
-                extent = last._replace(nbytes=last.nbytes + extent.nbytes)
-            joined.append(extent)
-    return tuple(joined)
-
-
-def _follows(one: Extent, other: Extent) -> bool:
-    return one.path == other.path and one.offset + one.nbytes == other.offset
+            if extent.offset != end or extent.path != path:
+                if end > offset:
+                    joined.append(Extent(path, offset, end - offset))
+                path, offset, end = extent.path, extent.offset, extent.offset
+            end += extent.nbytes
+    return (*joined, Extent(path, offset, end - offset))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
@@ -53,9 +54,9 @@ class RecordedUpdate(ModelPair):
         self._identities = before.identity(), frozen.identity()
         self._state = ""
 
-    def give_up(self, error: BaseException) -> None:
-        """There is no update: the block ended in `error`."""
-        self._state = f"was not recorded: the block raised {type(error).__name__} before it ended"
+    def give_up(self, error: BaseException, when: str) -> None:
+        """There is no update, because of `error`."""
+        self._state = f"was not recorded: {when} raised {type(error).__name__}"
 
     def __getattr__(self, name: str) -> object:
         """Only reached for what is not there before the block has ended."""
@@ -112,11 +113,15 @@ def record_update(
     try:
         yield update
     except BaseException as error:
-        update.give_up(error)
+        update.give_up(error, "the block")
         raise
-    after = from_module(model)
-    after.label = f"{source.label} after"
-    update.finish(before, after)
+    try:
+        after = from_module(model)
+        after.label = f"{source.label} after"
+        update.finish(before, after)
+    except BaseException as error:
+        update.give_up(error, "comparing before and after")
+        raise
 
 
 def _unique_bytes(source: TensorsCheckpoint) -> int:
@@ -159,22 +164,30 @@ def _check_room(device: torch.device, needed: int) -> None:
 
 
 class _Frozen(TensorsCheckpoint):
-    """A model as it was at one moment: its tensors are given out only while they are as then."""
+    """A model as it was at one moment: its tensors are given out only while they are as then.
+
+    An in-place write through `.data` leaves no trace but the content, so content is what is
+    checked: once in each scan, which asks for the identity before it reads.
+    """
 
     def __init__(self, live: TensorsCheckpoint) -> None:
         self.__dict__.update(live.__dict__)
         self._prints = {name: live.fingerprint(name) for name in live.names()}
         self._live = live
+        self._checked: set[str] = set()
+        self._lock = threading.Lock()
 
     def identity(self) -> Hashable:
+        with self._lock:
+            self._checked.clear()
         return id(self)
 
     def view(self, name: str) -> Buffer:
-        self._check(name)
+        self._check_once(name)
         return super().view(name)
 
     def read_into(self, name: str, start: int, buffer: memoryview) -> None:
-        self._check(name)
+        self._check_once(name)
         super().read_into(name, start, buffer)
 
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
@@ -184,8 +197,15 @@ class _Frozen(TensorsCheckpoint):
     def fingerprint(self, name: str | None = None) -> str:
         return super().fingerprint() if name is None else self._prints[name]
 
+    def _check_once(self, name: str) -> None:
+        with self._lock:
+            if name not in self._checked:
+                self._check(name)
+                self._checked.add(name)
+
     def _check(self, name: str) -> None:
         self.info(name)
+        self._flat = self._live._flat = None  # copies in row order, of what may have changed
         if self._live.fingerprint(name) != self._prints[name]:
             raise CheckpointError(
                 f"{safe(name)} of {safe(self.label)} has changed since the recorded block ended; "

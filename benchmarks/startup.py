@@ -1,0 +1,42 @@
+"""What a test suite pays that has the plugin installed and does not use it.
+
+python benchmarks/startup.py
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import measure
+
+ROUNDS = 15
+COLLECT = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"]
+HEAVY = ["torch", "numpy", "transformers", "numba", "scipy"]
+LOADED = f"import sys, pytest_subnet.plugin; print([m for m in {HEAVY} if m in sys.modules])"
+
+
+def main() -> None:
+    """Collect a directory of tests with and without the plugin, in turn."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for number in range(10):
+            tests = "\n".join(f"def test_{i}(): pass" for i in range(20))
+            (Path(scratch) / f"test_{number}.py").write_text(tests)
+        # Processor time: what other processes do to the clock does not count.
+        added = []
+        for _ in range(ROUNDS):
+            plain = measure.run(*COLLECT, "-p", "no:subnet", scratch).cpu_seconds
+            added.append((measure.run(*COLLECT, scratch).cpu_seconds - plain) * 1e3)
+    imported = measure.python(LOADED).output.strip()
+    # `-p no:subnet` is not imported at all, so the difference is all that the plugin costs.
+    measure.show(
+        [
+            ("added to pytest --collect-only, ms of processor time", measure.spread(added, 0), "30"),
+            ("heavy modules that it imports", imported, "[]"),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""For all tests: pytest inside pytest, and the documentation's code blocks as tests.
+
+Each page of the documentation, and each docstring, runs in a directory of its own which holds the
+checkpoints `base` and `tuned`. In a page, blocks of Python run one after the other; a block whose
+first line names a file (`# test_release.py`) becomes that file; a console block runs its commands
+and holds what they print to the lines below each, in which `*` stands for anything.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+from sybil import Example, Sybil
+from sybil.parsers.myst import CodeBlockParser
+from sybil.parsers.rest import DocTestParser
+
+pytest_plugins = ["pytester"]
+
+_COMMANDS = {
+    "python ": f"{sys.executable} ",
+    "pytest ": f"{sys.executable} -m pytest -p no:cacheprovider ",
+}
+_TOOLS = re.compile("^(python|pytest) ")
+_FILE_NAME = re.compile(r"# ([\w./-]+\.(?:py|toml|ini))\n")
+
+
+def make_pair(root: Path) -> None:
+    """Write a tiny Llama as `base`, and with 5 % of its projections moved as `tuned`."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    config = LlamaConfig(**sizes, num_attention_heads=4, vocab_size=256)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config).bfloat16()
+        model.save_pretrained(root / "base")
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if name.endswith("_proj.weight"):
+                    weight += (torch.rand_like(weight) < 0.05) * 0.01
+        model.save_pretrained(root / "tuned")
+
+
+@pytest.fixture(scope="session")
+def llama_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that holds the checkpoints `base` and `tuned`; not to be written to."""
+    root = tmp_path_factory.mktemp("llama")
+    make_pair(root)
+    return root
+
+
+class _Page:
+    """The directory in which the examples of one page run."""
+
+    def setup(self, namespace: dict[str, object]) -> None:
+        self.before = Path.cwd()
+        self.directory = Path(tempfile.mkdtemp())
+        os.chdir(self.directory)
+        make_pair(self.directory)
+        namespace["__name__"] = "__main__"
+
+    def teardown(self, namespace: dict[str, object]) -> None:
+        os.chdir(self.before)
+        shutil.rmtree(self.directory)
+
+
+class _Docstring(_Page):
+    """The same, with the pair and the model that docstrings speak of."""
+
+    def setup(self, namespace: dict[str, object]) -> None:
+        super().setup(namespace)
+        import torch
+
+        from pytest_subnet import assert_updated, open_pair
+
+        base = {
+            "model.embed_tokens.weight": torch.ones(4, 4, dtype=torch.bfloat16),
+            "model.layers.0.mlp.up_proj.weight": torch.ones(5, 8, dtype=torch.bfloat16),
+            "model.norm.weight": torch.ones(8, dtype=torch.bfloat16),
+        }
+        tuned = {name: tensor.clone() for name, tensor in base.items()}
+        tuned["model.layers.0.mlp.up_proj.weight"][0, :4] += 0.25
+        model = torch.nn.Linear(4, 4)
+
+        def train_one_step(model: torch.nn.Module) -> None:
+            model(torch.ones(1, 4)).sum().backward()
+            torch.optim.SGD(model.parameters(), lr=0.1).step()
+
+        namespace.update(
+            pair=open_pair(base, tuned),
+            tied_pair=_tied_pair(),
+            model=model,
+            train_one_step=train_one_step,
+            assert_updated=assert_updated,
+        )
+
+
+def _tied_pair() -> object:
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from pytest_subnet import open_pair
+
+    model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=16))
+    model.save_pretrained("tied_base")
+    with torch.no_grad():
+        model.transformer.wte.weight += 1
+    model.save_pretrained("tied_tuned")
+    return open_pair("tied_base", "tied_tuned")
+
+
+def _run_python(example: Example) -> None:
+    source = example.parsed
+    named = _FILE_NAME.match(source)
+    if named:
+        Path(named[1]).write_text(source, encoding="utf-8")
+        return
+    line = example.line + example.parsed.line_offset
+    exec(compile("\n" * line + source, example.path, "exec"), example.namespace)
+
+
+def _write_file(example: Example) -> None:
+    named = _FILE_NAME.match(example.parsed)
+    assert named, "a block of settings starts with the name of its file"
+    Path(named[1]).write_text(example.parsed, encoding="utf-8")
+
+
+def _run_console(example: Example) -> None:
+    for part in example.parsed.strip().split("$ ")[1:]:
+        first, *expected = part.strip().splitlines()
+        command = first.removesuffix("  # fails")
+        finished = subprocess.run(
+            _TOOLS.sub(lambda tool: _COMMANDS[tool[0]], command),
+            shell=True,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "COLUMNS": "200"},
+        )
+        printed = finished.stdout + finished.stderr
+        assert (finished.returncode != 0) == (first != command), printed
+        lines = iter(printed.splitlines())
+        for line in expected:
+            assert any(fnmatchcase(each, _pattern(line)) for each in lines), (
+                f"{line!r}\n\n{printed}"
+            )
+
+
+def _pattern(line: str) -> str:
+    return line.replace("[", "[[]")
+
+
+pages = Sybil(
+    parsers=[
+        CodeBlockParser("python", _run_python),
+        CodeBlockParser("toml", _write_file),
+        CodeBlockParser("console", _run_console),
+    ],
+    patterns=["*.md"],
+    setup=(page := _Page()).setup,
+    teardown=page.teardown,
+)
+docstrings = Sybil(
+    parsers=[DocTestParser()],
+    patterns=["*.py"],
+    path="pytest_subnet",
+    setup=(docstring := _Docstring()).setup,
+    teardown=docstring.teardown,
+)
+pytest_collect_file = (pages + docstrings).pytest()

@@ -1,0 +1,86 @@
+"""Where in a file that `torch.save` wrote the data of its tensors lies.
+
+A memory-mapped file that is cut short, or that the disk cannot give, ends the process that touches
+it. What is known by its offset is read like any other file instead, and a fault is an error with a
+name.
+"""
+
+from __future__ import annotations
+
+import sys
+import zipfile
+from typing import TYPE_CHECKING, NamedTuple
+
+from pytest_subnet.checkpoints.wording import broken
+from pytest_subnet.errors import CheckpointError
+from pytest_subnet.text import safe
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+_LOCAL_HEADER = 30
+
+
+class Records(NamedTuple):
+    """What the directory of a zip file says of the storages in it.
+
+    Attributes:
+        spans: offset and length of each storage that is not empty, in the order of the file.
+        native: whether they hold numbers in this machine's byte order.
+    """
+
+    spans: list[tuple[int, int]]
+    native: bool
+
+
+def read_records(path: Path) -> Records:
+    """The records of the zip file `path`, none of them read.
+
+    Raises:
+        CheckpointError: it is a program or compressed, and cannot be mapped.
+        Exception: whatever `zipfile` makes of a damaged file.
+    """
+    with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+        native, spans = True, []
+        for record in archive.infolist():
+            part = record.filename.partition("/")[2]
+            if part == "constants.pkl":
+                raise CheckpointError(
+                    f"{safe(path)} is a TorchScript program, not weights; "
+                    "save the module's state_dict, best as safetensors"
+                )
+            if part == "byteorder":
+                native = archive.read(record).decode("ascii") == sys.byteorder
+            if part.startswith("data/") and record.file_size:
+                if record.compress_type != zipfile.ZIP_STORED:
+                    raise CheckpointError(
+                        f"{safe(path)} was compressed after it was saved; "
+                        "unpack it, load it with torch and save it again"
+                    )
+                file.seek(record.header_offset)
+                header = file.read(_LOCAL_HEADER)
+                lengths = (
+                    int.from_bytes(header[26:28], "little"),
+                    int.from_bytes(header[28:30], "little"),
+                )
+                offset = record.header_offset + _LOCAL_HEADER + sum(lengths)
+                spans.append((offset, record.file_size))
+    return Records(sorted(spans), native)
+
+
+def mapped_from(path: Path, records: Records, mapped: Mapping[int, int]) -> int:
+    """The address to which byte 0 of `path` was mapped.
+
+    Args:
+        path: the file.
+        records: of that file.
+        mapped: address and length of every storage that was mapped from it.
+
+    Raises:
+        CheckpointError: the storages that the pickle asks for are not those in the file.
+    """
+    base = min(mapped, default=0) - min(records.spans, default=(0, 0))[0]
+    if sorted((address - base, nbytes) for address, nbytes in mapped.items()) != records.spans:
+        broken(path, "its list of tensors and the data stored with it disagree")
+    return base

@@ -1,0 +1,181 @@
+"""What does not align is a problem with a name and a remedy, and never an error at opening."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pytest_subnet import ModelPair, PairMismatchError, open_pair
+from pytest_subnet.pairs import Problem, select
+from pytest_subnet.pairs.problems import describe
+
+EMBED = "model.embed_tokens.weight"
+
+
+def grown(rows: int) -> dict[str, torch.Tensor]:
+    return {
+        EMBED: torch.zeros(rows, 4),
+        "lm_head.weight": torch.ones(rows, 4),
+        "lm_head.bias": torch.ones(rows),
+    }
+
+
+def only_problem(pair: ModelPair) -> Problem:
+    (problem,) = pair.problems
+    assert problem.name not in {tensor.name for tensor in pair.tensors}
+    return problem
+
+
+def pair_of(base: torch.Tensor, tuned: torch.Tensor, **options: object) -> ModelPair:
+    rest = torch.zeros(3)
+    return open_pair({"w": base, "rest": rest}, {"w": tuned, "rest": rest.clone()}, **options)
+
+
+def test_a_name_on_one_side_only() -> None:
+    one, both = {"a.weight": torch.zeros(2)}, {"a.weight": torch.zeros(2), "b": torch.zeros(2)}
+    assert only_problem(open_pair(both, one)) == Problem("only base", "b", "")
+    assert only_problem(open_pair(one, both)) == Problem("only tuned", "b", "")
+
+
+@pytest.mark.parametrize("shape", [(4, 2), (3, 4), (12,), (3, 4, 1)])
+def test_another_shape(shape: tuple[int, ...]) -> None:
+    problem = only_problem(pair_of(torch.zeros(2, 4), torch.zeros(shape)))
+    spelled = ",".join(map(str, shape))
+    assert problem == Problem("reshaped", "w", f"f32[2,4] -> f32[{spelled}]")
+
+
+def test_a_resized_vocabulary_is_a_problem_with_its_remedy() -> None:
+    pair = open_pair(grown(64), grown(70))
+    assert [problem.name for problem in pair.problems] == list(grown(1))
+    assert pair.problems[0] == Problem(
+        "reshaped", EMBED, 'f32[64,4] -> f32[70,4]  (6 rows added; allow with vocab="common")'
+    )
+
+
+@pytest.mark.parametrize(("before", "after", "change"), [(64, 70, "added"), (70, 64, "removed")])
+def test_the_common_rows_of_a_resized_vocabulary(before: int, after: int, change: str) -> None:
+    pair = open_pair(grown(before), grown(after), vocab="common")
+    assert pair.problems == ()
+    assert [tensor.shape for tensor in pair.tensors] == [(64, 4), (64, 4), (64,)]
+    assert pair.notes[0] == f"{EMBED}: {before} -> {after} rows, 6 rows {change}, not compared"
+    assert len(pair.notes) == 3
+
+
+def test_only_rows_of_a_vocabulary_may_be_left_out() -> None:
+    problem = only_problem(pair_of(torch.zeros(2, 4), torch.zeros(3, 4), vocab="common"))
+    assert problem.kind == "reshaped"
+    wider = {EMBED: torch.zeros(2, 5)}
+    assert only_problem(open_pair({EMBED: torch.zeros(2, 4)}, wider, vocab="common")).name == EMBED
+
+
+def test_another_dtype() -> None:
+    problem = only_problem(pair_of(torch.zeros(2), torch.zeros(2).bfloat16()))
+    assert problem == Problem(
+        "retyped", "w", 'float32 -> bfloat16; cast both with as_dtype="bfloat16"'
+    )
+    problem = only_problem(pair_of(torch.zeros(2), torch.zeros(2).int()))
+    assert problem == Problem("retyped", "w", "float32 -> int32")
+
+
+def test_a_cast_makes_dtypes_comparable_and_says_so() -> None:
+    pair = pair_of(torch.zeros(2), torch.zeros(2).bfloat16(), as_dtype="bfloat16")
+    assert pair.problems == ()
+    assert [(t.dtype, t.base_dtype, t.tuned_dtype) for t in pair.tensors] == [
+        ("bfloat16", "float32", "bfloat16"),
+        ("bfloat16", "float32", "float32"),
+    ]
+    assert pair.notes == ("2 tensors cast to bfloat16",)
+
+
+def test_a_cast_leaves_integers_alone() -> None:
+    pair = pair_of(torch.zeros(2).int(), torch.zeros(2).int(), as_dtype="float32")
+    assert [(t.dtype, t.is_weight) for t in pair.tensors] == [("int32", False), ("float32", True)]
+    assert pair.notes == ("0 tensors cast to float32",)
+    problem = only_problem(pair_of(torch.zeros(2).int(), torch.zeros(2), as_dtype="float32"))
+    assert problem.kind == "retyped"
+
+
+@pytest.mark.parametrize("empty_side", ["base", "tuned"])
+def test_a_tensor_without_entries(empty_side: str) -> None:
+    shapes = {"base": (2, 4), "tuned": (2, 4)} | {empty_side: (0, 4)}
+    problem = only_problem(pair_of(torch.zeros(shapes["base"]), torch.zeros(shapes["tuned"])))
+    assert problem.kind == "empty"
+    assert f"has no entries in {empty_side}" in problem.text
+
+
+def test_empty_on_both_sides_is_no_match() -> None:
+    assert only_problem(pair_of(torch.zeros(0), torch.zeros(0))).kind == "empty"
+
+
+@pytest.mark.parametrize(
+    "extra",
+    ["w_scale_inv", "w.absmax", "w.qweight", "w.weight_packed", "w_blocks", "w_scales"],
+)
+def test_quantised_weights_are_refused_by_name(extra: str) -> None:
+    def model() -> dict[str, torch.Tensor]:
+        return {"w": torch.zeros(2), extra: torch.zeros(2), "rest": torch.zeros(2)}
+
+    pair = open_pair(model(), model())
+    found = {problem.name: problem for problem in pair.problems}
+    assert found[extra].kind == "quantised"
+    assert ("w" in found) == (extra in ("w_scale_inv", "w.absmax"))
+    assert [tensor.name for tensor in pair.tensors] == [n for n in model() if n not in found]
+    assert "scales of its own" in found[extra].text
+
+
+def test_weights_quantised_on_one_side_are_refused_rather_than_retyped() -> None:
+    tuned = {
+        "up_proj.weight": torch.zeros(2, dtype=torch.float8_e4m3fn),
+        "up_proj.weight_scale_inv": torch.zeros(1),
+    }
+    pair = open_pair({"up_proj.weight": torch.zeros(2).bfloat16()}, tuned)
+    assert [(problem.kind, problem.name) for problem in pair.problems] == [
+        ("only tuned", "up_proj.weight_scale_inv"),
+        ("quantised", "up_proj.weight"),
+    ]
+
+
+def test_a_scale_that_is_a_weight_is_one() -> None:
+    names = {"logit_scale": torch.zeros(1), "layer_scale.weight": torch.zeros(1)}
+    pair = open_pair(names, {name: tensor.clone() for name, tensor in names.items()})
+    assert len(pair.tensors) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"vocab": "any"}, "vocab='any' is not one of 'strict', 'common'"),
+        ({"as_dtype": "float8_e4m3fn"}, "as_dtype='float8_e4m3fn' is not one of bfloat16, float16"),
+        ({"engine": "ray"}, "engine='ray' is not known"),
+        ({"device": "gpu"}, "device='gpu' is not one of 'cpu', 'cuda', 'cuda:N'"),
+    ],
+)
+def test_options_are_checked_before_anything_is_opened(options: dict[str, str], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        open_pair("no such directory", "nor this one", **options)
+
+
+def test_the_whole_message() -> None:
+    base = {EMBED: torch.zeros(64, 4), "a": torch.zeros(2), "b": torch.zeros(2)}
+    tuned = {EMBED: torch.zeros(70, 4), "a": torch.zeros(2)}
+    with pytest.raises(PairMismatchError) as caught:
+        select(open_pair(base, tuned))
+    assert str(caught.value) == (
+        "tensors do not pair: 1 only base, 1 reshaped (of 3 tensors)\n"
+        "  pair       dict of tensors -> dict of tensors\n"
+        "  only base  b\n"
+        "  reshaped   model.embed_tokens.weight  f32[64,4] -> f32[70,4]  "
+        '(6 rows added; allow with vocab="common")\n'
+        '  to mend    say with rename={"name in tuned": "name in base"} where names differ; '
+        "leave tensors out with exclude="
+    )
+    assert [problem.name for problem in caught.value.problems] == ["b", EMBED]
+
+
+def test_a_long_list_is_cut_and_every_kind_keeps_its_remedy() -> None:
+    problems = [Problem("empty", f"layer.{i}\x1b", "no entries") for i in range(1200)]
+    text = describe([*problems, Problem("quantised", "q", "")], pair="a -> b", total=2000)
+    assert "1,200 empty, 1 quantised (of 2,000 tensors)" in text
+    assert "… 1,193 more" in text
+    assert "gather sharded weights before saving them; dequantise both sides" in text
+    assert "\x1b" not in text
