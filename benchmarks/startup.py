@@ -32,7 +32,11 @@ def main() -> None:
     # `-p no:subnet` is not imported at all, so the difference is all that the plugin costs.
     measure.show(
         [
-            ("added to pytest --collect-only, ms of processor time", measure.spread(added, 0), "30"),
+            (
+                "added to --collect-only, ms of processor time",
+                measure.spread(added, 0),
+                "30",
+            ),
             ("heavy modules that it imports", imported, "[]"),
         ]
     )

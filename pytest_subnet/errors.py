@@ -6,12 +6,11 @@ be judged is an error.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from pytest_subnet.pairs.problems import Problem
 
 
 class SubnetError(Exception):
@@ -24,6 +23,22 @@ class CheckpointError(SubnetError):
 
 class SelectionError(SubnetError):
     """A selection covers nothing: a pattern matches no tensor, or only tensors of another sort."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One tensor that does not align.
+
+    Attributes:
+        kind: `"only base"`, `"only tuned"`, `"reshaped"`, `"retyped"`, `"empty"`, `"ambiguous"`
+            or `"quantised"`.
+        name: the tensor's name in the base; in the tuned checkpoint if the base has none.
+        text: what is wrong and what would allow it.
+    """
+
+    kind: str
+    name: str
+    text: str
 
 
 class PairMismatchError(SubnetError):

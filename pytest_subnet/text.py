@@ -11,12 +11,12 @@ _SHORT_DTYPES = {"bfloat16": "bf16", "float": "f", "complex": "c", "uint": "u", 
 
 
 def safe(name: object) -> str:
-    """`name` with everything escaped that could steer a terminal or break a line.
+    r"""`name` with everything escaped that could steer a terminal or break a line.
 
     Names of tensors, files and repositories come from outside.
 
-    >>> safe("ok.weight"), safe("evil\\x1b[31m\\nname")
-    ('ok.weight', 'evil\\\\x1b[31m\\\\nname')
+    >>> safe("ok.weight"), safe("evil\x1b[31m\nname")
+    ('ok.weight', 'evil\\x1b[31m\\nname')
     """
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
@@ -35,19 +35,6 @@ def percent(fraction: float, digits: int = 2) -> str:
     if fraction < 1 and text == f"{100:.{digits}f}%":
         return f">{100 - 10**-digits:.{digits}f}%"
     return f"<{step}" if fraction > 0 and text == f"{0:.{digits}f}%" else text
-
-
-def percent_against(fraction: float, bound: float) -> tuple[str, str]:
-    """A fraction and its bound as percent, with as many digits as it takes to tell them apart.
-
-    >>> percent_against(0.699999, 0.70)
-    ('69.9999%', '70.0000%')
-    """
-    for digits in range(2, 13):
-        texts = f"{fraction * 100:.{digits}f}%", f"{bound * 100:.{digits}f}%"
-        if texts[0] != texts[1]:
-            return texts
-    return f"{fraction!r}", f"{bound!r}"
 
 
 def plural(count: int, noun: str) -> str:

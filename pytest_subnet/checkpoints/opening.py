@@ -43,7 +43,7 @@ def open_checkpoint(source: Source) -> Checkpoint:
     Raises:
         CheckpointError: there is nothing to read, or it is damaged, inconsistent or unsafe.
 
-    >>> checkpoint = open_checkpoint(base_dir)
+    >>> checkpoint = open_checkpoint("base")
     >>> checkpoint.info("lm_head.weight").dtype
     'bfloat16'
     """

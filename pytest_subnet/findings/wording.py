@@ -50,7 +50,7 @@ def bound_below(share: float) -> str | None:
     Two digits of what is left to the nearer end of [0, 1] are kept.
 
     >>> bound_below(0.7184), bound_below(0.99987), bound_below(0.00123), bound_below(0.0)
-    ('0.71', '0.99986', '0.0012', None)
+    ('0.71', '0.99987', '0.0012', None)
     """
     return _rounded(share, _digits(share), ROUND_FLOOR) if share > 0 else None
 

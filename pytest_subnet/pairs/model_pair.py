@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from pytest_subnet.checkpoints import Checkpoint
-    from pytest_subnet.pairs.problems import Problem
+    from pytest_subnet.errors import Problem
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from pytest_subnet.checkpoints.dtypes import ARITHMETIC, DTYPES
 from pytest_subnet.checkpoints.opening import open_checkpoint
-from pytest_subnet.errors import SelectionError
+from pytest_subnet.errors import Problem, SelectionError
 from pytest_subnet.pairs.alignment import experts_stored_otherwise, match_names
 from pytest_subnet.pairs.kinds import kind_of, layer_of
 from pytest_subnet.pairs.model_pair import ModelPair, TensorPair
-from pytest_subnet.pairs.problems import Problem
 from pytest_subnet.pairs.sameness import refuse_same, refuse_shared
 from pytest_subnet.pairs.ties import compare_heads, find_head
 from pytest_subnet.text import first_few, nearest, plural, safe, spell_tensor
@@ -69,7 +68,7 @@ def open_pair(
         SelectionError: `rename` names a tensor that `tuned` does not have.
         ValueError: an unknown `vocab`, `as_dtype`, `device` or `engine`.
 
-    >>> open_pair(base_dir, tuned_dir)
+    >>> open_pair("base", "tuned")
     <ModelPair base -> tuned: 21 tensors>
     """
     if vocab not in get_args(Vocab):

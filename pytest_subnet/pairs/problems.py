@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_subnet.text import facts, plural, safe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from pytest_subnet.errors import Problem
 
 _SHOWN = 8
 _LEAVE_OUT = "leave tensors out with exclude="
@@ -20,22 +21,6 @@ _REMEDIES = {
     "empty": "gather sharded weights before saving them",
     "quantised": "dequantise both sides before comparing them",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One tensor that does not align.
-
-    Attributes:
-        kind: `"only base"`, `"only tuned"`, `"reshaped"`, `"retyped"`, `"empty"`, `"ambiguous"`
-            or `"quantised"`.
-        name: the tensor's name in the base; in the tuned checkpoint if the base has none.
-        text: what is wrong and what would allow it.
-    """
-
-    kind: str
-    name: str
-    text: str
 
 
 def describe(problems: Sequence[Problem], *, pair: str, total: int) -> str:

@@ -30,7 +30,7 @@ class PropertySink:
 
     def __call__(self, result: Recordable) -> None:
         """As `recording.Sink`."""
-        numbers = result.to_dict()
+        numbers = dict(result.to_dict())
         finding = str(numbers.pop("finding"))
         self._seen[finding] += 1
         count = self._seen[finding]

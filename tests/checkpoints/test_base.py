@@ -14,7 +14,6 @@ from torch import nn
 
 from pytest_subnet import Checkpoint, CheckpointError, open_checkpoint
 from pytest_subnet.checkpoints import Extent, TensorInfo, base
-from pytest_subnet.checkpoints.dtypes import ARITHMETIC, DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -175,15 +174,6 @@ def test_info_counts_entries() -> None:
     assert TensorInfo("a", (2, 3), "float32", 24).numel == 6
     assert TensorInfo("a", (), "float32", 4).numel == 1
     assert TensorInfo("a", (0, 3), "float32", 0).numel == 0
-
-
-def test_dtypes_are_those_of_torch() -> None:
-    for name, dtype in DTYPES.items():
-        torch_dtype = getattr(torch, name)
-        assert str(torch_dtype) == f"torch.{name}"
-        assert torch_dtype.itemsize == dtype.itemsize
-        assert torch_dtype.is_floating_point == dtype.floating
-    assert set(ARITHMETIC) <= set(DTYPES)
 
 
 @pytest.fixture

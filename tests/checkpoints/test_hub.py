@@ -52,6 +52,7 @@ UNWANTED = {
     "consolidated.safetensors": save(weights(9)),
     "pytorch_model.bin": torch_file(weights(9)),
     "onnx/model.safetensors": save(weights(9)),
+    "onnx/settings.json": b"{}",
 }
 REPOSITORIES: dict[str, dict[str, Files]] = {
     "org/single": {

@@ -99,7 +99,7 @@ def test_an_unknown_kind_is_an_error_that_lists_the_known(pair: ModelPair) -> No
     ],
 )
 def test_an_empty_selection_is_an_error(pair: ModelPair, keywords: dict[str, object]) -> None:
-    with pytest.raises(SelectionError, match="nothing is selected from .* leave none of 7 tensors"):
+    with pytest.raises(SelectionError, match=r"nothing is selected from .* leave none of 7"):
         select(pair, **keywords)
 
 

@@ -65,6 +65,14 @@ def project(pytester, checkpoints, monkeypatch):
 
 
 @pytest.fixture
+def run_apart(project):
+    """Runs pytest in a process of its own, with the plugins that these tests need and no others."""
+    unneeded = ("hypothesispytest", "anyio", "cacheprovider")
+    arguments = [part for name in unneeded for part in ("-p", f"no:{name}")]
+    return lambda *more: project.runpytest_subprocess(*arguments, *more)
+
+
+@pytest.fixture
 def pair_options():
     """The options that name the pair of `project`."""
     return PAIR

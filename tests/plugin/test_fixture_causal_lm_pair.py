@@ -95,10 +95,11 @@ def test_the_need_is_shown_on_the_terminal_before_anything_is_loaded(
     )
 
 
-def test_the_need_is_shown_past_the_capture_of_a_subprocess(llamas, pair_options):
+@pytest.mark.slow
+def test_a_process_of_its_own_with_warnings_as_errors(llamas, run_apart, pair_options):
     has_memory(llamas, 3_000_000)
 
-    result = llamas.runpytest_subprocess(*pair_options, CPU, "-Werror", "-p", "no:cacheprovider")
+    result = run_apart(*pair_options, CPU, "-W", "error")
 
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(["causal_lm_pair: 230 kB + 230 kB needed on cpu, 3 MB free"])

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "numpy", "transformers", "numba", "scipy", "tqdm", "tabulate", "difflib")
+HEAVY = ("torch", "numpy", "transformers", "numba", "scipy", "tqdm", "tabulate")
 WATCH = """
     import sys
 
@@ -14,28 +14,30 @@ WATCH = """
 """
 
 
-def imports(project, names, *arguments):
-    """Runs pytest and gives the modules among `names` that were imported when it ended."""
-    # Other plugins that are installed, and what starts a measurement of coverage, count for nothing.
-    project.makeconftest(WATCH.format(names=names))
-    result = project.runpytest_subprocess(
-        *("-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-p", "no:anyio"), *arguments
-    )
-    (line,) = [line for line in result.outlines if line.startswith("imported: ")]
-    return result, line.removeprefix("imported: ")
+@pytest.fixture
+def imports(project, run_apart):
+    """Runs pytest and gives the modules among some that were imported when it ended."""
+
+    def imports(names, *arguments):
+        project.makeconftest(WATCH.format(names=names))
+        result = run_apart(*arguments)
+        (line,) = [line for line in result.outlines if line.startswith("imported: ")]
+        return result, line.removeprefix("imported: ")
+
+    return imports
 
 
-def test_a_run_that_does_not_use_the_plugin_imports_nothing_heavy(project):
+def test_a_run_that_does_not_use_the_plugin_imports_nothing_heavy(project, imports):
     project.makepyfile("def test_own(): ...")
 
-    result, present = imports(project, HEAVY)
+    result, present = imports(HEAVY)
 
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["plugins:*subnet-*"])
     assert present == "[]"
 
 
-def test_the_public_names_alone_import_nothing_heavy(project):
+def test_the_public_names_alone_import_nothing_heavy(project, imports):
     project.makepyfile(
         """
         import pytest_subnet
@@ -45,29 +47,31 @@ def test_the_public_names_alone_import_nothing_heavy(project):
         """
     )
 
-    _, present = imports(project, HEAVY)
+    _, present = imports(HEAVY)
 
     assert present == "[]"
 
 
 @pytest.mark.parametrize("action", ["--fixtures", "--markers", "--collect-only"])
-def test_looking_around_imports_nothing_heavy(project, gate, pair_options, action):
-    _, present = imports(project, HEAVY, action, *pair_options)
+def test_looking_around_at_tests_that_use_it_needs_no_library_of_models(
+    imports, gate, pair_options, action
+):
+    _, present = imports(("torch", "transformers", "numba"), action, *pair_options)
 
     assert present == "[]"
 
 
 @pytest.mark.parametrize("test", ["holds", "fails"])
-def test_files_are_gated_to_a_verdict_without_torch(project, gate, pair_options, test):
-    libraries = ("torch", "transformers", "safetensors", "huggingface_hub", "scipy", "tqdm")
+def test_files_are_gated_to_a_verdict_without_torch(imports, gate, pair_options, test):
+    libraries = ("torch", "transformers", "safetensors", "huggingface_hub", "tqdm")
 
-    result, present = imports(project, (*libraries, "numba"), *pair_options, "-k", test)
+    result, present = imports((*libraries, "numba"), *pair_options, "-k", test)
 
     result.stdout.fnmatch_lines(["*subnet: what moved*", "*1 deselected*"])
     assert present == "['numba']"
 
 
-def test_every_gate_on_files_does_without_torch(project, pair_options):
+def test_every_gate_on_files_does_without_torch(project, imports, pair_options):
     project.makepyfile(
         """
         from pytest_subnet import (
@@ -87,7 +91,7 @@ def test_every_gate_on_files_does_without_torch(project, pair_options):
         """
     )
 
-    result, present = imports(project, ("torch", "transformers"), *pair_options)
+    result, present = imports(("torch", "transformers"), *pair_options)
 
     result.assert_outcomes(passed=1)
     assert present == "[]"

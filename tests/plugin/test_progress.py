@@ -27,7 +27,7 @@ SLOW = """
 def on_a_terminal(project, *arguments, **environment):
     """What a person would see of a run."""
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    command = [sys.executable, "-m", "pytest", *("-p", "no:hypothesispytest"), *arguments]
     run = subprocess.Popen(
         command,
         cwd=project.path,
@@ -65,10 +65,10 @@ def test_no_bar_in_ci(project):
     assert "comparing" not in on_a_terminal(project, CI="true")
 
 
-def test_no_bar_where_nobody_watches(project):
+def test_no_bar_where_nobody_watches(project, run_apart):
     project.makepyfile(SLOW)
 
-    result = project.runpytest_subprocess("-rP")
+    result = run_apart("-rP")
 
     result.assert_outcomes(passed=1)
     result.stdout.no_fnmatch_line("*comparing*")

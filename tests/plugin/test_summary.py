@@ -146,11 +146,13 @@ def test_nothing_without_a_terminal(project, gate, pair_options):
 
 
 @pytest.mark.parametrize(("encoding", "bar"), [("ascii", "#####"), ("utf-8", "█████")])
-def test_bars_are_drawn_as_the_terminal_can(project, pair_options, monkeypatch, encoding, bar):
+def test_bars_are_drawn_as_the_terminal_can(
+    project, run_apart, pair_options, monkeypatch, encoding, bar
+):
     monkeypatch.setenv("PYTHONIOENCODING", encoding)
     project.makepyfile(MEASURES_ALL)
 
-    result = project.runpytest_subprocess(*pair_options)
+    result = run_apart(*pair_options)
 
     assert result.ret == 0
     result.stdout.fnmatch_lines([f"      1  *75.00%  {bar}*"])

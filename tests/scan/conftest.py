@@ -59,7 +59,13 @@ def count_by_definition(
         exact = (after.astype(np.float64) - before.astype(np.float64))[finite]
         sides = before[before_finite].astype(np.float64), after[after_finite].astype(np.float64)
         sums = [float(np.square(part).sum()) for part in (exact, *sides)]
-    masks = [changed, changed & (before == 0) & (after == 0), ~before_finite, ~after_finite, *beyond]
+    masks = [
+        changed,
+        changed & (before == 0) & (after == 0),
+        ~before_finite,
+        ~after_finite,
+        *beyond,
+    ]
     peak = float(np.abs(exact).max(initial=0.0))
     return Counts([int(np.count_nonzero(mask)) for mask in masks], sums, peak)
 
@@ -82,6 +88,8 @@ def random_words() -> Callable[..., torch.Tensor]:
         base = random.integers(0, 2 if dtype == torch.bool else 256, nbytes, np.uint8)
         other = random.integers(0, 2 if dtype == torch.bool else 256, nbytes, np.uint8)
         tuned = np.where(random.random(nbytes) < differing, other, base)
-        return tuple(torch.from_numpy(side.copy()).view(dtype).reshape(shape) for side in (base, tuned))
+        return tuple(
+            torch.from_numpy(side.copy()).view(dtype).reshape(shape) for side in (base, tuned)
+        )
 
     return make

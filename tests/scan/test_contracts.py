@@ -1,4 +1,4 @@
-"""What the parts of a scan owe each other: one test a promise, each with the least that keeps it."""
+"""What the parts of a scan owe each other: each promise with the least that keeps it."""
 
 from __future__ import annotations
 
@@ -72,8 +72,12 @@ def floats(*values: float) -> bytes:
 def archives() -> tuple[Archive, Archive]:
     name = "model.layers.0.mlp.up_proj.weight"
     return (
-        Archive("before", {name: ((2, 2), "float32", floats(1, 2, 3, 4)), "n": ((1,), "uint8", b"7")}),
-        Archive("after", {name: ((2, 2), "float32", floats(1, 2, 3, 5)), "n": ((1,), "uint8", b"8")}),
+        Archive(
+            "before", {name: ((2, 2), "float32", floats(1, 2, 3, 4)), "n": ((1,), "uint8", b"7")}
+        ),
+        Archive(
+            "after", {name: ((2, 2), "float32", floats(1, 2, 3, 5)), "n": ((1,), "uint8", b"8")}
+        ),
     )
 
 
@@ -95,7 +99,9 @@ def test_what_a_checkpoint_gets_for_its_bytes(archives: tuple[Archive, Archive])
     assert base.read(name, slice(1, 2)).tolist() == [[3, 4]]
     assert base.info(name).numel == 4
     assert len(base.fingerprint(name)) == 32
-    assert base.fingerprint(name) == Archive("x", {name: ((4,), "float32", floats(1, 2, 3, 4))}).fingerprint(name)
+    assert base.fingerprint(name) == Archive(
+        "x", {name: ((4,), "float32", floats(1, 2, 3, 4))}
+    ).fingerprint(name)
     assert (base.extents(name, 0, 4), base.view(name)) == (None, None)
     assert repr(base) == "<Archive before: 2 tensors>"
     with pytest.raises(CheckpointError, match="before has no tensor m"):

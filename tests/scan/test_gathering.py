@@ -162,7 +162,9 @@ def rewrite(path: Path, fill: float) -> None:
 def test_a_file_that_changed_since_it_was_opened_is_an_error(paths: list[Path]) -> None:
     pair = open_pair(*paths)
     rewrite(paths[1], 5.0)
-    with pytest.raises(CheckpointError, match=r"tuned\.safetensors changed after the pair was opened"):
+    with pytest.raises(
+        CheckpointError, match=r"tuned\.safetensors changed after the pair was opened"
+    ):
         gather(pair, range(4), SAME_BITS)
     assert ledger(pair).scanned.size == 0
 
@@ -214,7 +216,9 @@ def test_a_disk_error_names_the_file(paths: list[Path], monkeypatch: pytest.Monk
 
     monkeypatch.setattr("pytest_subnet.checkpoints.files.read_some", broken)
     monkeypatch.setattr(comparing, "_HAS_PREAD", False)
-    with pytest.raises(CheckpointError, match=r"cannot read .*base\.safetensors: Input/output error"):
+    with pytest.raises(
+        CheckpointError, match=r"cannot read .*base\.safetensors: Input/output error"
+    ):
         gather(open_pair(*paths), range(4), SAME_BITS)
 
 

@@ -140,9 +140,12 @@ class Files:
     """Two files that hold the buffers of one case, each somewhere in the middle."""
 
     def __init__(self, directory: Path) -> None:
-        self._files = [open(directory / name, "w+b", buffering=0) for name in ("base", "tuned")]
+        names = ("base", "tuned")
+        self._files = [open(directory / name, "w+b", buffering=0) for name in names]  # noqa: SIM115
 
-    def compare(self, case: Case, scratch: int, offsets: tuple[int, int] = (0, 0)) -> Counters | None:
+    def compare(
+        self, case: Case, scratch: int, offsets: tuple[int, int] = (0, 0)
+    ) -> Counters | None:
         places = []
         sides = zip(self._files, (case.base, case.tuned), offsets, strict=True)
         for file, data, offset in sides:
@@ -189,13 +192,21 @@ def test_files_give_the_numbers_of_the_definition(
     case.check(counters, by_definition)
 
 
+# Squares of tiny and huge ones are too small and too large for the dtype they are added in.
+SIZE = {
+    "weights": lambda _: 0.02,
+    "tiny": lambda info: info.tiny**0.5 * 1e-3,
+    "huge": lambda info: info.max**0.5 * 1e3,
+}
+
+
 def long_case(dtype: str, kind: str) -> Case:
     """More than two blocks of a dtype, cut inside of blocks."""
     random = np.random.default_rng(3)
     entries = 2 * BLOCK + 77
     word = WORD[BITS[dtype]]
-    if kind == "weights":
-        floats = random.standard_normal(entries) * 0.02
+    if kind in SIZE:
+        floats = random.standard_normal(entries) * SIZE[kind](torch.finfo(getattr(torch, dtype)))
         base = torch.from_numpy(floats).to(getattr(torch, dtype)).view(torch.uint8).numpy()
         base = base.view(word)
         tuned = base + (random.random(entries) < 0.15).astype(word)
@@ -214,7 +225,7 @@ def long_case(dtype: str, kind: str) -> Case:
     return Case(dtype, base.tobytes(), tuned.tobytes(), cuts, [Tolerance(rtol=1e-3), PAPER])
 
 
-LONG = pytest.mark.parametrize("kind", ["weights", "constant", "random", "mostly finite"])
+LONG = pytest.mark.parametrize("kind", [*SIZE, "constant", "random", "mostly finite"])
 
 
 @LONG
@@ -338,7 +349,9 @@ def test_a_device_that_is_not_there_is_an_error_with_its_remedy(
     device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(SubnetError, match=rf"no device {device} .* sees no CUDA GPUs; .*--subnet-d"):
+    with pytest.raises(
+        SubnetError, match=rf"no device {device} .* sees no CUDA GPUs; .*--subnet-d"
+    ):
         choose_kernel(device)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(SubnetError, match="sees 1 CUDA GPU;"):

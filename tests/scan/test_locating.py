@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 def find(base: torch.Tensor, tuned: torch.Tensor, **options: object) -> Difference | None:
     same = {"first": torch.zeros(5, dtype=base.dtype)}
-    pair = open_pair(same | {"w": base}, {n: t.clone() for n, t in same.items()} | {"w": tuned}, **options)
+    pair = open_pair(
+        same | {"w": base}, {n: t.clone() for n, t in same.items()} | {"w": tuned}, **options
+    )
     assert first_difference(pair, 0) is None
     return first_difference(pair, 1)
 
@@ -44,26 +46,28 @@ def test_none_where_nothing_differs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("base", "tuned", "text"),
+    ("dtype", "base", "tuned", "text"),
     [
-        (torch.tensor([1.0]).bfloat16(), torch.tensor([1.0078125]).bfloat16(), "[0] 1 -> 1.0078125"),
-        (torch.tensor([0.1]).half(), torch.tensor([0.2]).half(), "[0] 0.0999755859 -> 0.199951172"),
-        (torch.tensor([1.0]), torch.tensor([1.0]).nextafter(torch.tensor(2.0)), "[0] 1 -> 1.00000012"),
-        (torch.tensor([0.1], dtype=torch.float64), torch.tensor([0.1], dtype=torch.float64) + 1e-17, "[0] 0.10000000000000001 -> 0.10000000000000002"),
-        (torch.tensor([0.0]), torch.tensor([-0.0]), "[0] 0 -> -0"),
-        (torch.tensor([1.0]), torch.tensor([torch.inf]), "[0] 1 -> inf"),
-        (torch.tensor([7]), torch.tensor([8]), "[0] 0x0000000000000007 -> 0x0000000000000008"),
-        (torch.tensor([True]), torch.tensor([False]), "[0] 0x01 -> 0x00"),
+        (torch.bfloat16, 1.0, 1.0078125, "[0] 1 -> 1.0078125"),
+        (torch.float16, 0.1, 0.2, "[0] 0.0999755859 -> 0.199951172"),
+        (torch.float32, 1.0, 1 + 2**-23, "[0] 1 -> 1.00000012"),
+        (torch.float64, 0.5, 0.5 + 2**-53, "[0] 0.5 -> 0.50000000000000011"),
+        (torch.float32, 0.0, -0.0, "[0] 0 -> -0"),
+        (torch.float32, 1.0, torch.inf, "[0] 1 -> inf"),
+        (torch.int64, 7, 8, "[0] 0x0000000000000007 -> 0x0000000000000008"),
+        (torch.bool, True, False, "[0] 0x01 -> 0x00"),
     ],
-)  # fmt: skip
+)
 def test_values_are_written_so_that_they_differ(
-    base: torch.Tensor, tuned: torch.Tensor, text: str
+    dtype: torch.dtype, base: float, tuned: float, text: str
 ) -> None:
-    assert str(find(base, tuned)) == text
+    assert str(find(*(torch.tensor([value], dtype=dtype) for value in (base, tuned)))) == text
 
 
 def test_nans_that_differ_are_written_as_bits() -> None:
-    base, tuned = (torch.tensor([bits], dtype=torch.int16).view(torch.bfloat16) for bits in (0x7FC0, 0x7FC1))
+    base, tuned = (
+        torch.tensor([bits], dtype=torch.int16).view(torch.bfloat16) for bits in (0x7FC0, 0x7FC1)
+    )
     assert str(find(base, tuned)) == "[0] 0x7fc0 -> 0x7fc1"
 
 

@@ -58,9 +58,7 @@ class Bytes(Checkpoint):
         self.label, self.config, self.ties, self.buffers = "bytes", {}, {}, frozenset()
         self._bytes = {name: raw(tensor) for name, tensor in tensors.items()}
         self._infos = {
-            name: TensorInfo(
-                name, tuple(t.shape), str(t.dtype).removeprefix("torch."), t.nbytes
-            )
+            name: TensorInfo(name, tuple(t.shape), str(t.dtype).removeprefix("torch."), t.nbytes)
             for name, t in tensors.items()
         }
 
@@ -85,7 +83,9 @@ def in_file(tensors: dict[str, torch.Tensor], directory: Path) -> Path:
     stored = path.read_bytes()
     length = int.from_bytes(stored[:8], "little")
     odd = length + 1
-    path.write_bytes(odd.to_bytes(8, "little") + stored[8 : 8 + length] + b" " + stored[8 + length :])
+    path.write_bytes(
+        odd.to_bytes(8, "little") + stored[8 : 8 + length] + b" " + stored[8 + length :]
+    )
     return path
 
 
@@ -110,7 +110,9 @@ def many_units(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparing, "_SCRATCH_BYTES", 128)
 
 
-def check(counted: Counters, sides: Sides, by_definition: Callable[..., object], dtype: str) -> None:
+def check(
+    counted: Counters, sides: Sides, by_definition: Callable[..., object], dtype: str
+) -> None:
     for row, (base, tuned) in enumerate(sides.values()):
         integers, sums, peak = by_definition(raw(base), raw(tuned), dtype, TOLERANCES)
         assert counted.integers[row].tolist() == integers
@@ -119,7 +121,16 @@ def check(counted: Counters, sides: Sides, by_definition: Callable[..., object],
 
 
 @pytest.mark.parametrize("dtype", ARITHMETIC)
-@pytest.mark.parametrize("sources", [("file", "file"), ("bin", "file"), ("memory", "transposed"), ("bytes", "memory"), ("file", "bytes")])
+@pytest.mark.parametrize(
+    "sources",
+    [
+        ("file", "file"),
+        ("bin", "file"),
+        ("memory", "transposed"),
+        ("bytes", "memory"),
+        ("file", "bytes"),
+    ],
+)
 def test_the_numbers_of_the_definition_from_any_source(
     sides: Callable[..., Sides],
     by_definition: Callable[..., object],
@@ -151,9 +162,13 @@ def test_all_other_dtypes_are_compared_by_bits(
             assert not counted.sums[row].any()
 
 
-def test_rows_that_were_not_asked_for_stay_zero(sides: Callable[..., Sides], tmp_path: Path) -> None:
+def test_rows_that_were_not_asked_for_stay_zero(
+    sides: Callable[..., Sides], tmp_path: Path
+) -> None:
     weights = sides("float32")
-    pair = open_pair(in_file(side(weights, 0), tmp_path / "b"), in_file(side(weights, 1), tmp_path / "t"))
+    pair = open_pair(
+        in_file(side(weights, 0), tmp_path / "b"), in_file(side(weights, 1), tmp_path / "t")
+    )
     counted = scan(pair, [1], TOLERANCES)
     assert [bool(row.any()) for row in counted.integers] == [False, True, False, False]
 
@@ -191,10 +206,14 @@ def test_numbers_do_not_depend_on_the_number_of_threads(
     sides: Callable[..., Sides], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = sides("bfloat16")
-    pair = open_pair(in_file(side(weights, 0), tmp_path / "b"), in_file(side(weights, 1), tmp_path / "t"))
+    pair = open_pair(
+        in_file(side(weights, 0), tmp_path / "b"), in_file(side(weights, 1), tmp_path / "t")
+    )
     counted = []
     for threads in (1, 2, 5):
-        monkeypatch.setattr(gathering, "ThreadEngine", lambda threads=threads: ThreadEngine(threads))
+        monkeypatch.setattr(
+            gathering, "ThreadEngine", lambda threads=threads: ThreadEngine(threads)
+        )
         counted.append(scan(pair, range(4), TOLERANCES))
     for other in counted[1:]:
         assert np.array_equal(other.integers, counted[0].integers)
@@ -245,7 +264,9 @@ def test_where_the_system_has_no_pread_files_are_read_into_buffers(
     kernel = choose_kernel(None)
     monkeypatch.setattr(type(kernel), "compare_files", never)
     weights = sides("bfloat16")
-    pair = open_pair(in_file(side(weights, 0), tmp_path / "b"), in_file(side(weights, 1), tmp_path / "t"))
+    pair = open_pair(
+        in_file(side(weights, 0), tmp_path / "b"), in_file(side(weights, 1), tmp_path / "t")
+    )
     with pytest.raises(AssertionError, match="pread"):
         scan(pair, range(4), TOLERANCES)
     monkeypatch.setattr(comparing, "_HAS_PREAD", False)
@@ -288,5 +309,7 @@ def test_files_can_be_compared_by_the_reference(
 ) -> None:
     monkeypatch.setattr(gathering, "choose_kernel", lambda _: TorchKernel())
     weights = sides("float16")
-    pair = open_pair(in_file(side(weights, 0), tmp_path / "b"), in_file(side(weights, 1), tmp_path / "t"))
+    pair = open_pair(
+        in_file(side(weights, 0), tmp_path / "b"), in_file(side(weights, 1), tmp_path / "t")
+    )
     check(scan(pair, range(4), TOLERANCES), weights, by_definition, "float16")

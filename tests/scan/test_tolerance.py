@@ -17,7 +17,7 @@ def test_by_default_only_equal_bits_are_the_same() -> None:
 
 
 def test_same_bits_and_the_paper_are_counted_in_every_scan() -> None:
-    assert DEFAULT_TOLERANCES == (SAME_BITS, Tolerance(atol=1e-5))
+    assert list(DEFAULT_TOLERANCES) == [SAME_BITS, Tolerance(atol=1e-5)]
 
 
 def test_at_most_one_may_be_given() -> None:

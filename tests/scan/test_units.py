@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -121,8 +122,8 @@ def check_unit(pair: Pair, unit: ScanUnit, room: int) -> None:
         ]
         given = [(path, offset + byte) for path, offset, size in extents for byte in range(size)]
         assert given == wanted
-        neighbours = zip(extents, extents[1:], strict=False)
-        assert not any(one[0] == two[0] and one.offset + one.nbytes == two.offset for one, two in neighbours)
+        for one, two in pairwise(extents):
+            assert (one.path, one.offset + one.nbytes) != (two.path, two.offset)
     assert unit.nbytes == unit.count * (SIZES[unit.base_dtype] + SIZES[unit.tuned_dtype])
 
 
