@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from pytest_subnet.settings import locate
 from pytest_subnet.text import nearest, safe
 
 MARKER = (
@@ -25,8 +24,8 @@ def parametrize_marked(metafunc: pytest.Metafunc) -> None:
     keywords = _checked(metafunc.definition.nodeid, mark)
     for side in ("base", "tuned"):
         source = keywords[side]
-        if isinstance(source, str | os.PathLike):
-            keywords[side] = locate(os.fspath(source), metafunc.config.rootpath)
+        if isinstance(source, os.PathLike):
+            keywords[side] = os.fspath(source)
     name = "-".join(_short(keywords[side]) for side in ("base", "tuned"))
     metafunc.parametrize("model_pair", [keywords], indirect=True, scope="session", ids=[name])
 

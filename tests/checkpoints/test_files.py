@@ -162,6 +162,7 @@ def test_no_permission_is_an_error(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     )
+    (tmp_path / "closed").chmod(0o755)  # so that pytest can remove it
     assert run.stdout.splitlines() == [
         f"no permission to read {path}; give this user read access "
         "(chmod a+r, and a+x on the directories above it)"

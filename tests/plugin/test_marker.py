@@ -183,6 +183,24 @@ def test_paths_are_relative_to_the_rootdir(project, monkeypatch):
     project.runpytest("..").assert_outcomes(passed=1)
 
 
+def test_paths_and_the_rootdir_may_hold_spaces_and_other_scripts(project, monkeypatch):
+    root = project.path / "für 模型"
+    root.mkdir()
+    for name in ("base", "tuned"):
+        (project.path / name).rename(root / f"{name} ü")
+    (root / "pytest.ini").write_text("[pytest]")
+    (root / "test_marked.py").write_text(
+        "import pytest\n"
+        '@pytest.mark.model_pair(base="base ü", tuned="tuned ü")\n'
+        "def test_marked(model_pair):\n"
+        '    assert model_pair.label == "base ü -> tuned ü"\n',
+        encoding="utf-8",
+    )
+    monkeypatch.chdir(root)
+
+    project.runpytest().assert_outcomes(passed=1)
+
+
 @pytest.mark.parametrize(("arguments", "message"), NAMES_CHECKED)
 def test_a_wrong_mark_ends_collection_with_one_clean_error(project, arguments, message):
     project.makepyfile(

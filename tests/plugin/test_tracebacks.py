@@ -207,6 +207,24 @@ def test_an_error_of_the_users_own_stays_as_it_is(project):
     assert ">       return {}[name]" in shown
 
 
+def test_an_error_that_nobody_meant_to_raise_keeps_all_its_frames(project):
+    project.makepyfile(
+        test_it=MODULE
+        + """
+    from pytest_subnet.text import percent
+
+    def test_gate():
+        percent("no number")
+        """
+    )
+
+    shown = failure(project.runpytest())
+
+    assert '>       percent("no number")' in shown
+    assert shown[-1].endswith("ValueError")
+    assert "text.py:" in shown[-1]
+
+
 @pytest.mark.parametrize(
     ("call", "fragments"),
     [

@@ -4,6 +4,7 @@ import marshal
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 from pytest_subnet import open_pair, update_sparsity
@@ -53,6 +54,16 @@ def test_a_table_is_of_plain_types_only(pair):
     update_sparsity(pair)
 
     marshal.dumps(tables_of(pair))  # refuses subclasses and whatever else xdist refuses
+
+
+def test_what_a_file_says_is_made_printable_before_it_is_sent():
+    name = "evil\x1b\ud800.weight"  # a lone surrogate ends a run of xdist
+    pair = open_pair({name: torch.zeros(2)}, {name: torch.ones(2)})
+    update_sparsity(pair)
+
+    ((_, kind, *_),) = tables_of(pair)[0]["rows"].values()
+
+    assert kind == r"evil\x1b\ud800"
 
 
 def test_tables_of_one_pair_are_put_together(files, pair):

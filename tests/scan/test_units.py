@@ -99,6 +99,10 @@ def test_every_entry_is_in_exactly_one_unit(pair: Pair, room: int, data: st.Data
     assert [unit.number for unit in found] == list(range(len(found)))
     for unit in found:
         check_unit(pair, unit, room)
+    for unit, following in pairwise(found):
+        if unit[2:5] == following[2:5]:  # of the same dtypes: no room was left
+            widest = max(SIZES[dtype] for dtype in unit[2:5])
+            assert unit.count + following.segments[0].count > room // widest
 
 
 def check_unit(pair: Pair, unit: ScanUnit, room: int) -> None:
@@ -125,6 +129,13 @@ def check_unit(pair: Pair, unit: ScanUnit, room: int) -> None:
         for one, two in pairwise(extents):
             assert (one.path, one.offset + one.nbytes) != (two.path, two.offset)
     assert unit.nbytes == unit.count * (SIZES[unit.base_dtype] + SIZES[unit.tuned_dtype])
+
+
+def test_bytes_of_another_file_are_another_run_even_if_the_offsets_meet() -> None:
+    tensors = [Tensor(name, name, 4, "int8", "int8", "int8") for name in "abc"]
+    line = Line({"a": ("1", 4), "b": ("2", 4), "c": ("2", 4)})
+    (unit,) = cut(Pair(tensors, line, line), [0, 2])
+    assert unit.base == (Extent("1", 8, 4), Extent("2", 12, 4))
 
 
 def write(directory: Path, tensors: dict[str, torch.Tensor]) -> Path:
