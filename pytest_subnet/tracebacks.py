@@ -26,6 +26,8 @@ def end_at_caller(error: BaseException) -> None:
     this package refused. An error that nobody meant to raise keeps all its frames.
     """
     entries = list(_entries(error))
+    if not entries:
+        return
     if isinstance(error, SubnetError):
         error.__cause__ = None
     elif not isinstance(error, TypeError | ValueError) or not _was_raised_here(entries):

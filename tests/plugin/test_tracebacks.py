@@ -2,6 +2,8 @@
 
 import pytest
 
+from pytest_subnet.tracebacks import end_at_caller
+
 MODULE = """
     import torch
     from pytest_subnet import *
@@ -223,6 +225,10 @@ def test_an_error_that_nobody_meant_to_raise_keeps_all_its_frames(project):
     assert '>       percent("no number")' in shown
     assert shown[-1].endswith("ValueError")
     assert "text.py:" in shown[-1]
+
+
+def test_an_error_that_was_never_raised_is_left_alone():
+    end_at_caller(ValueError("no traceback"))
 
 
 @pytest.mark.parametrize(
