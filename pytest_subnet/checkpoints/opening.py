@@ -87,10 +87,11 @@ def _open_path(source: str) -> Checkpoint:
 
 
 def _expanded(source: str) -> Path:
+    """The path absolute, so that a later change of directory does not lose it."""
     try:
-        return Path(source).expanduser()
+        return Path(source).expanduser().absolute()
     except RuntimeError:  # `~name` of nobody: the path as it stands, which will not exist
-        return Path(source)
+        return Path(source).absolute()
 
 
 def _open_directory(directory: Path, label: str) -> Checkpoint:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Callable, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from pytest_subnet.checkpoints.dtypes import ARITHMETIC, DTYPES
@@ -17,7 +19,7 @@ from pytest_subnet.pairs.ties import compare_heads, find_head
 from pytest_subnet.text import first_few, nearest, plural, safe, spell_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from pytest_subnet.checkpoints import Checkpoint, TensorInfo
     from pytest_subnet.checkpoints.opening import Source
@@ -79,11 +81,27 @@ def open_pair(
         raise ValueError(f"device={device!r} is not one of 'cpu', 'cuda', 'cuda:N'")
     if engine not in (None, "threads"):
         raise ValueError(f"engine={engine!r} is not known; only 'threads' is")
-    base, tuned = open_checkpoint(base), open_checkpoint(tuned)
-    refuse_same(base, tuned)
-    pair = _Alignment(base, tuned, rename, vocab, as_dtype).pair(device, engine)
-    refuse_shared(base, tuned, pair.tensors)
+    with _collector_at_rest():
+        base, tuned = open_checkpoint(base), open_checkpoint(tuned)
+        refuse_same(base, tuned)
+        pair = _Alignment(base, tuned, rename, vocab, as_dtype).pair(device, engine)
+        refuse_shared(base, tuned, pair.tensors)
     return pair
+
+
+@contextmanager
+def _collector_at_rest() -> Iterator[None]:
+    """Leave the garbage collector out of what makes many objects and no garbage.
+
+    It would look through the headers of 20,000 tensors again and again: 40 % of the time.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class _Alignment:

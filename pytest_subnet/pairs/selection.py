@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -13,7 +14,7 @@ from pytest_subnet.pairs.problems import describe
 from pytest_subnet.text import first_few, nearest, plural, safe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from pytest_subnet.pairs.model_pair import ModelPair
 
@@ -81,6 +82,8 @@ def select(
 
 
 def _as_list(keyword: str, patterns: Patterns) -> list[str]:
+    if not isinstance(patterns, Iterable):
+        raise TypeError(f"{keyword} takes strings, not {type(patterns).__name__}")
     wanted = [patterns] if isinstance(patterns, str) else list(patterns)
     for pattern in wanted:
         if not isinstance(pattern, str):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from pytest_subnet import PairMismatchError, open_pair
+from pytest_subnet import Checkpoint, PairMismatchError, open_pair
 from pytest_subnet.pairs.ties import class_default, config_flag
 from pytest_subnet.scan import SAME_BITS
 from pytest_subnet.scan.gathering import gather
@@ -172,9 +172,13 @@ def tied_module(seed: int) -> torch.nn.Module:
     return model
 
 
-def test_modules_show_ties_by_their_storage_whichever_name_comes_first() -> None:
+def test_modules_show_ties_by_their_storage_whichever_name_comes_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pair = open_pair(tied_module(0), tied_module(1))
     assert (names(pair), pair.tied) == ([EMBED], {HEAD: EMBED})
+    monkeypatch.delattr(Checkpoint, "fingerprint")  # there is no second copy to look at
+    assert gather(pair, [0], SAME_BITS).integers[0, 0] == 32
 
 
 def test_a_bin_file_shows_ties_by_its_storage(tmp_path: Path) -> None:

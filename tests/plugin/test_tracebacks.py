@@ -59,6 +59,7 @@ def test_an_assertion_shows_the_users_line_and_the_message(project):
         ("assert_max_change(pair, at_most=-1)", "ValueError", "at_most=-1 is not "),
         ("update_sparsity(pair, atol=-1)", "ValueError", "atol=-1 is not "),
         ("assert_frozen(pair, [5])", "TypeError", "include takes "),
+        ("assert_frozen(pair, 5)", "TypeError", "include takes "),
     ],
 )
 def test_what_cannot_be_judged_ends_at_the_users_line(project, call, error, start):

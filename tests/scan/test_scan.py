@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -271,6 +273,22 @@ def test_where_the_system_has_no_pread_files_are_read_into_buffers(
         scan(pair, range(4), TOLERANCES)
     monkeypatch.setattr(comparing, "_HAS_PREAD", False)
     check(scan(pair, range(4), TOLERANCES), weights, by_definition, "bfloat16")
+
+
+def test_from_safetensors_files_to_counters_torch_is_not_imported(
+    sides: Callable[..., Sides], tmp_path: Path
+) -> None:
+    paths = [in_file(side(sides("bfloat16"), i), tmp_path / f"{i}") for i in (0, 1)]
+    script = (
+        "import sys; from pytest_subnet import open_pair; from pytest_subnet.scan import SAME_BITS;"
+        "from pytest_subnet.scan.gathering import gather;"
+        "print(gather(open_pair(*sys.argv[1:]), range(4), SAME_BITS).scanned.size,"
+        "{'torch', 'transformers', 'safetensors', 'pytest'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *paths], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "4 set()\n"
 
 
 class Elsewhere(Bytes):
