@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
+END = "<end>"
+
+
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
     """A terminal that bars are drawn on; gives what was written to it."""
@@ -25,10 +28,12 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
     reading, writing = pty.openpty()
 
     def written() -> str:
-        stream.write("|")  # so that there is something to read
+        stream.write(END)
         stream.flush()
-        text = os.read(reading, 1 << 16).decode()
-        return text.removesuffix("|")
+        data = b""
+        while not data.endswith(END.encode()):  # it comes in pieces
+            data += os.read(reading, 1 << 16)
+        return data.decode().removesuffix(END)
 
     with open(writing, "w", encoding="utf-8") as stream, progress.shown_on(stream):
         yield written

@@ -169,11 +169,7 @@ class _Alignment:
             return None
         if verdict == "tied":
             self.tied[name] = base.embedding or ""
-            self.second_names += [
-                (side.checkpoint, side.head, side.embedding)
-                for side in (base, tuned)
-                if side.head is not None and side.embedding is not None and side.stored_twice()
-            ]
+            self.second_names = [*base.second_names(), *tuned.second_names()]
             return None
         self.notes.append(f"{safe(name)}: tied on one side; compared with its embedding there")
         return self._compare(

@@ -42,12 +42,14 @@ class Head(NamedTuple):
         flag = config_flag(self.checkpoint.config)
         return class_default(self.checkpoint.config) if flag is None and ask_transformers else flag
 
-    def stored_twice(self) -> bool:
-        """Whether head and embedding are both stored, each with bytes of its own."""
-        if self.head is None or self.embedding is None:
-            return False
+    def second_names(self) -> list[tuple[Checkpoint, str, str]]:
+        """Where the head is stored beside the embedding with bytes of its own: as `ModelPair`."""
         ties = self.checkpoint.ties
-        return ties.get(self.head, self.head) != ties.get(self.embedding, self.embedding)
+        if self.head is None or self.embedding is None:
+            return []
+        if ties.get(self.head, self.head) == ties.get(self.embedding, self.embedding):
+            return []
+        return [(self.checkpoint, self.head, self.embedding)]
 
     def _alike(self, head: str, embedding: str) -> bool:
         return self.checkpoint.info(head)[1:] == self.checkpoint.info(embedding)[1:]
