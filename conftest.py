@@ -8,6 +8,8 @@ and holds what they print to the lines below each, in which `*` stands for anyth
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import re
 import shutil
@@ -58,6 +60,23 @@ def llama_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@functools.cache
+def _checkpoints() -> Path:
+    """The checkpoints that pages and docstrings speak of, written once in a process."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    root = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, root)
+    make_pair(root)
+    model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=16))
+    model.save_pretrained(root / "tied_base")
+    with torch.no_grad():
+        model.transformer.wte.weight += 1
+    model.save_pretrained(root / "tied_tuned")
+    return root
+
+
 class _Page:
     """The directory in which the examples of one page run."""
 
@@ -65,7 +84,7 @@ class _Page:
         self.before = Path.cwd()
         self.directory = Path(tempfile.mkdtemp())
         os.chdir(self.directory)
-        make_pair(self.directory)
+        shutil.copytree(_checkpoints(), self.directory, dirs_exist_ok=True)
         namespace["__name__"] = "__main__"
 
     def teardown(self, namespace: dict[str, object]) -> None:
@@ -97,25 +116,11 @@ class _Docstring(_Page):
 
         namespace.update(
             pair=open_pair(base, tuned),
-            tied_pair=_tied_pair(),
+            tied_pair=open_pair("tied_base", "tied_tuned"),
             model=model,
             train_one_step=train_one_step,
             assert_updated=assert_updated,
         )
-
-
-def _tied_pair() -> object:
-    import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    from pytest_subnet import open_pair
-
-    model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=16))
-    model.save_pretrained("tied_base")
-    with torch.no_grad():
-        model.transformer.wte.weight += 1
-    model.save_pretrained("tied_tuned")
-    return open_pair("tied_base", "tied_tuned")
 
 
 def _run_python(example: Example) -> None:
