@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
 from pytest_subnet.checkpoints.base import TensorInfo
+from pytest_subnet.checkpoints.collector import collector_at_rest
 from pytest_subnet.checkpoints.dtypes import BY_CODE
 from pytest_subnet.checkpoints.files import FileStamp, refuse_pointer, stamp, unreadable
 from pytest_subnet.checkpoints.json_files import DuplicateNameError, is_text, parse_unique
@@ -33,6 +34,7 @@ class Header(NamedTuple):
     digest: str
 
 
+@collector_at_rest()
 def read_header(path: Path) -> Header:
     """Read and check the header of the safetensors file `path`; the data stays unread.
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import re
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
+from pytest_subnet.checkpoints.collector import collector_at_rest
 from pytest_subnet.checkpoints.dtypes import ARITHMETIC, DTYPES
 from pytest_subnet.checkpoints.opening import open_checkpoint
 from pytest_subnet.errors import Problem, SelectionError
@@ -19,7 +18,7 @@ from pytest_subnet.pairs.ties import compare_heads, find_head
 from pytest_subnet.text import first_few, nearest, plural, safe, spell_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from pytest_subnet.checkpoints import Checkpoint, TensorInfo
     from pytest_subnet.checkpoints.opening import Source
@@ -81,27 +80,12 @@ def open_pair(
         raise ValueError(f"device={device!r} is not one of 'cpu', 'cuda', 'cuda:N'")
     if engine not in (None, "threads"):
         raise ValueError(f"engine={engine!r} is not known; only 'threads' is")
-    with _collector_at_rest():
-        base, tuned = open_checkpoint(base), open_checkpoint(tuned)
-        refuse_same(base, tuned)
+    base, tuned = open_checkpoint(base), open_checkpoint(tuned)
+    refuse_same(base, tuned)
+    with collector_at_rest():
         pair = _Alignment(base, tuned, rename, vocab, as_dtype).pair(device, engine)
-        refuse_shared(base, tuned, pair.tensors)
+    refuse_shared(base, tuned, pair.tensors)
     return pair
-
-
-@contextmanager
-def _collector_at_rest() -> Iterator[None]:
-    """Leave the garbage collector out of what makes many objects and no garbage.
-
-    It would look through the headers of 20,000 tensors again and again: 40 % of the time.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 class _Alignment:
