@@ -24,6 +24,7 @@ from pytest_subnet.checkpoints.files import FileReader
 from pytest_subnet.scan import units
 from pytest_subnet.scan.engines import cores
 from pytest_subnet.scan.gathering import scan
+from pytest_subnet.scan.reading import in_step, room_for
 from pytest_subnet.scan.tolerance import PAPER
 
 READ_BUFFER = 4 * 1024 * 1024
@@ -77,13 +78,14 @@ def read_everything(pieces: list[units.ScanUnit]) -> None:
     queue = iter(pieces)
 
     def work() -> None:
-        buffers = [np.empty(READ_BUFFER, np.uint8) for _ in range(2)]
+        rooms = [room_for(READ_BUFFER) for _ in range(2)]
         with FileReader() as reader:
             for unit in queue:
-                for extents, buffer in zip((unit.base, unit.tuned), buffers, strict=True):
+                for extents, room in zip((unit.base, unit.tuned), rooms, strict=True):
                     done = 0
                     for path, offset, nbytes in extents or ():
-                        reader.read_into(path, offset, memoryview(buffer)[done : done + nbytes])
+                        into = in_step(room, offset - done, READ_BUFFER)
+                        reader.read_into(path, offset, into.data[done : done + nbytes])
                         done += nbytes
 
     threads = [threading.Thread(target=work) for _ in range(cores())]

@@ -14,7 +14,7 @@ from pytest_subnet.checkpoints.files import FileReader
 from pytest_subnet.scan import bits_kernel
 from pytest_subnet.scan.contracts import FileKernel, Place
 from pytest_subnet.scan.counters import Counters
-from pytest_subnet.scan.reading import Sides
+from pytest_subnet.scan.reading import Sides, in_step, room_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 _HAS_PREAD = hasattr(os, "pread")  # Windows has none, and compiled code would call it by name
 
-_SCRATCH_BYTES = 128 * 1024
-"""A side's share of the cache: two of these stay in the second level of common processors."""
+_SCRATCH_BYTES = 256 * 1024
+"""A side's share of the cache: two of these fit, or nearly, the second level of a processor."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ class Compare:
         """As `Work.open`."""
         with FileReader() as reader:
             sides = Sides(reader, self.base, self.tuned)
-            scratch = np.empty((2, _SCRATCH_BYTES), np.uint8)
+            rooms = room_for(_SCRATCH_BYTES), room_for(_SCRATCH_BYTES)
 
             def compare(unit: ScanUnit) -> Counters:
                 counters = Counters(len(unit.segments), self.tolerances)
                 bounds = np.zeros(len(unit.segments) + 1, np.int64)
                 np.cumsum([segment.count for segment in unit.segments], out=bounds[1:])
-                if self._compare_files(unit, reader, scratch, bounds, counters):
+                if self._compare_files(unit, reader, rooms, bounds, counters):
                     return counters
                 # Also reached where a read came back short: this says which file ended, and where.
                 base, tuned = sides.load(unit)
@@ -85,7 +85,7 @@ class Compare:
         self,
         unit: ScanUnit,
         reader: FileReader,
-        scratch: NDArray[np.uint8],
+        rooms: tuple[NDArray[np.uint8], NDArray[np.uint8]],
         bounds: NDArray[np.int64],
         counters: Counters,
     ) -> bool:
@@ -100,8 +100,10 @@ class Compare:
             or not len(unit.base) == len(unit.tuned) == 1
         ):
             return False
-        base, tuned = (
-            Place(reader.descriptor(extent.path), extent.offset)
-            for extent in (unit.base[0], unit.tuned[0])
+        extents = unit.base[0], unit.tuned[0]
+        base, tuned = (Place(reader.descriptor(path), offset) for path, offset, _ in extents)
+        scratch = (
+            in_step(rooms[0], base.offset, _SCRATCH_BYTES),
+            in_step(rooms[1], tuned.offset, _SCRATCH_BYTES),
         )
         return self.kernel.compare_files(base, tuned, scratch, unit.dtype, bounds, counters)

@@ -57,7 +57,7 @@ class FileKernel(Kernel, Protocol):
         self,
         base: Place,
         tuned: Place,
-        scratch: NDArray[np.uint8],
+        scratch: tuple[NDArray[np.uint8], NDArray[np.uint8]],
         dtype: str,
         bounds: NDArray[np.int64],
         counters: Counters,
@@ -67,7 +67,7 @@ class FileKernel(Kernel, Protocol):
         Args:
             base: where the first segment starts.
             tuned: likewise.
-            scratch: uint8 `[2, bytes]`: a buffer for each side, small enough for the cache.
+            scratch: uint8 `[bytes]`, a buffer for each side, small enough for the cache.
             dtype: of the entries of both.
             bounds: as for the kernel.
             counters: as for the kernel.

@@ -1,10 +1,10 @@
 """The CPU kernel: all counters in one pass over two buffers, compiled by Numba.
 
-Entries are taken 8,192 at a time. The common case, a block of finite values of ordinary size, goes
-through one fused loop that vectorises; what that loop finds to be rare (a value that is not finite,
-sums that leave the range of float32, zeros that changed sign) is counted again, exactly, by a
-loop of its own. 16-bit floats are compared in float32 with 32-bit counters, wider ones in float64
-with 64-bit counters, so that one vector width serves a whole loop.
+Entries are taken 4,096 at a time. The common case, a block of finite values of ordinary size, goes
+through loops that vectorise; what they find to be rare (a value that is not finite, sums that leave
+the range of float32, zeros that may have changed sign) is counted again, exactly, by a loop of its
+own. The bits of a block are compared in the width of its words, 16-bit floats in float32 with
+32-bit counters, wider ones in float64 with 64-bit counters: a loop has one vector width.
 
 The dtype of an array tells its format: uint16 is bfloat16, int16 is float16.
 """
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pytest_subnet.checkpoints.base import Buffer
     from pytest_subnet.scan.contracts import Place
 
-BLOCK = 8192
+BLOCK = 4096
 _WORDS = {
     "bfloat16": np.uint16,
     "float16": np.int16,
@@ -116,21 +116,48 @@ def _value(typingctx, word):
     return (types.float32 if narrow else types.float64)(word), loads[word]
 
 
+_INTEGERS = {types.uint16: types.int16, types.int16: types.int16}
+_INTEGERS |= {types.float32: types.int32, types.float64: types.int64}
+
+
 @intrinsic
-def _differ(typingctx, one, other):
-    """1 where two words differ in any bit, as a counter of the lane's width."""
-    lane = types.int32 if one in (types.uint16, types.int16) else types.int64
+def _bits(typingctx, word):
+    """The bits of a stored word as a signed integer of its width: -0 is the least there is."""
 
     def generate(context, builder, signature, args):
-        if one in (types.float32, types.float64):
-            integer = _I32 if one == types.float32 else _I64
-            args = [builder.bitcast(arg, integer) for arg in args]
-        else:  # as `_value` widens them: compared as 16 bits, the result would need repacking
-            args = [builder.shl(builder.zext(arg, _I32), _I32(16)) for arg in args]
-        unequal = builder.icmp_unsigned("!=", args[0], args[1])
-        return builder.zext(unequal, context.get_value_type(lane))
+        return builder.bitcast(args[0], context.get_value_type(signature.return_type))
 
-    return lane(one, other), generate
+    return _INTEGERS[word](word), generate
+
+
+@intrinsic
+def _differ(typingctx, one, other):
+    """1 where two integers differ, as a counter of their width."""
+
+    def generate(context, builder, signature, args):
+        return builder.zext(builder.icmp_unsigned("!=", args[0], args[1]), args[0].type)
+
+    return one(one, one), generate
+
+
+@intrinsic
+def _widen(typingctx, count, like):
+    """A counter in the width of another."""
+
+    def generate(context, builder, signature, args):
+        return builder.zext(args[0], args[1].type) if args[0].type != args[1].type else args[0]
+
+    return like(count, like), generate
+
+
+@intrinsic
+def _smaller(typingctx, one, other):
+    """The smaller of two integers."""
+
+    def generate(context, builder, signature, args):
+        return builder.select(builder.icmp_signed("<", args[0], args[1]), args[0], args[1])
+
+    return one(one, one), generate
 
 
 @intrinsic
@@ -196,7 +223,8 @@ def _count_beyond(base, tuned, limit, relative, infinity, zero):
         reach = limit * _from_magnitude(largest) if relative else limit
         beyond = _above(_magnitude(after - before), _magnitude(reach))
         finite = _above(infinity, largest)
-        count = _add(count, beyond if finite != zero else _differ(base[i], tuned[i]))
+        changed = _widen(_differ(_bits(base[i]), _bits(tuned[i])), zero)
+        count = _add(count, beyond if finite != zero else changed)
     return np.int64(count)
 
 
@@ -206,8 +234,8 @@ def _count_zero_flips(base, tuned, zero):
     count = zero
     for i in range(base.size):
         largest = _larger(_magnitude(_value(base[i])), _magnitude(_value(tuned[i])))
-        differs = _differ(base[i], tuned[i])
-        count = _add(count, differs if largest == zero else zero)
+        changed = _widen(_differ(_bits(base[i]), _bits(tuned[i])), zero)
+        count = _add(count, changed if largest == zero else zero)
     return np.int64(count)
 
 
@@ -242,35 +270,46 @@ def _sum_rare_block(base, tuned, infinity, sums, peaks):
     peaks[0] = max(peaks[0], _from_magnitude(peak))
 
 
+@njit(nogil=True)
+def _compare_bits(base, tuned):
+    """How many words of a block differ, and whether one of them is -0."""
+    lowest = _bits(base[0])
+    changed = _differ(lowest, lowest)
+    for i in range(base.size):
+        before, after = _bits(base[i]), _bits(tuned[i])
+        changed = _add(changed, _differ(before, after))
+        lowest = _smaller(lowest, _smaller(before, after))
+    return np.int64(changed), np.int64(lowest) == -(1 << (8 * base.itemsize - 1))
+
+
 @njit(nogil=True, fastmath=_FAST)
 def _compare_block(base, tuned, limits, relative, lane, integers, sums, peaks):
-    """Count a block in one fused loop; where that loop's arithmetic does not hold, count again."""
+    """Count a block; where the arithmetic of its loop does not hold, count again."""
     zero, nil, infinity, least, most = lane
     fused = limits.size > 0 and not relative[0]
     limit = _magnitude(limits[0]) if fused else infinity
-    changed, moved, beyond, peak = zero, zero, zero, zero
+    beyond, peak = zero, zero
     delta_squares, base_squares, tuned_squares = nil, nil, nil
     for i in range(base.size):
         before, after = _value(base[i]), _value(tuned[i])
         delta = after - before
         size = _magnitude(delta)
-        changed = _add(changed, _differ(base[i], tuned[i]))
-        moved = _add(moved, _above(size, zero))
         beyond = _add(beyond, _above(size, limit))
         peak = _larger(peak, size)
         delta_squares += delta * delta
         base_squares += before * before
         tuned_squares += after * after
+    changed, negative_zero = _compare_bits(base, tuned)
     integers[0] += changed
+    if changed > 0 and negative_zero:
+        integers[1] += _count_zero_flips(base, tuned, zero)
     finite = peak < infinity  # a value that is not finite makes a difference that is not
     if not finite:
         integers[2] += _count_not_finite(base, infinity, zero)
         integers[3] += _count_not_finite(tuned, infinity, zero)
-    if changed != moved or not finite:  # a NaN that stays itself moves and does not change
-        integers[1] += _count_zero_flips(base, tuned, zero)
     if fused and finite:
         integers[4] += beyond
-    if changed != zero:
+    if changed > 0:
         for k in range(1 if fused and finite else 0, limits.size):
             integers[4 + k] += _count_beyond(base, tuned, limits[k], relative[k], infinity, zero)
     if (
@@ -366,7 +405,7 @@ class NumbaKernel:
         self,
         base: Place,
         tuned: Place,
-        scratch: NDArray[np.uint8],
+        scratch: tuple[NDArray[np.uint8], NDArray[np.uint8]],
         dtype: str,
         bounds: NDArray[np.int64],
         counters: Counters,

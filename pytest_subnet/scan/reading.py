@@ -20,6 +20,25 @@ if TYPE_CHECKING:
     from pytest_subnet.scan.units import ScanUnit
 
 
+_PAGE, _LINE = 4096, 64
+
+
+def room_for(nbytes: int) -> NDArray[np.uint8]:
+    """Memory from which `in_step` can take `nbytes`, whatever the offset."""
+    return np.empty(nbytes + 2 * _PAGE, np.uint8)
+
+
+def in_step(room: NDArray[np.uint8], offset: int, nbytes: int) -> NDArray[np.uint8]:
+    """The part of `room` whose address lies in its page as `offset` does in the file's.
+
+    A processor tells addresses apart by their place in a page first: where the target is a few
+    bytes ahead of the source there, each load of a copy seems to wait for a store, and reading
+    takes five times as long. Whole cache lines: the target is never ahead, and vectors are aligned.
+    """
+    start = (offset % _PAGE // _LINE * _LINE - room.ctypes.data) % _PAGE
+    return room[start : start + nbytes]
+
+
 class Sides:
     """Reads base and tuned of one unit after the other, each side into one reused buffer."""
 
@@ -52,7 +71,7 @@ class _Side:
     def __init__(self, reader: FileReader, checkpoint: Checkpoint | None) -> None:
         self._reader = reader
         self._checkpoint = checkpoint
-        self._buffer = np.empty(0, np.uint8)
+        self._room = room_for(0)
 
     def load(
         self, extents: Sequence[Extent] | None, runs: Sequence[tuple[str, int, int]], dtype: str
@@ -66,7 +85,10 @@ class _Side:
         return self._from_memory(self._checkpoint, ranges)
 
     def _from_files(self, extents: Sequence[Extent]) -> NDArray[np.uint8]:
-        buffer = self._room(sum(extent.nbytes for extent in extents))
+        nbytes = sum(extent.nbytes for extent in extents)
+        if self._room.size < nbytes + 2 * _PAGE:
+            self._room = room_for(nbytes)
+        buffer = in_step(self._room, extents[0].offset if extents else 0, nbytes)
         memory = buffer.data
         done = 0
         for path, offset, length in extents:
@@ -87,11 +109,6 @@ class _Side:
             else:
                 pieces.append(view[start : start + nbytes])
         return pieces[0] if len(pieces) == 1 else _joined(pieces)
-
-    def _room(self, nbytes: int) -> NDArray[np.uint8]:
-        if self._buffer.size < nbytes:
-            self._buffer = np.empty(nbytes, np.uint8)
-        return self._buffer[:nbytes]
 
 
 def _joined(pieces: Sequence[Buffer]) -> Buffer:

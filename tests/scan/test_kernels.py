@@ -154,7 +154,7 @@ class Files:
             file.write(b"\x7f" * offset + data)
             places.append(Place(file.fileno(), offset))
         counters = case.counters()
-        room = np.empty((2, scratch), np.uint8)
+        room = np.empty(scratch, np.uint8), np.empty(scratch, np.uint8)
         done = NumbaKernel().compare_files(*places, room, case.dtype, case.bounds, counters)
         return counters if done else None
 
