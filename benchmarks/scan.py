@@ -16,7 +16,6 @@ import threading
 from pathlib import Path
 
 import measure
-import numpy as np
 from pairs import LLAMA_1B, LLAMA_300M, build_llama_pair
 
 from pytest_subnet import open_pair

@@ -116,8 +116,12 @@ def _value(typingctx, word):
     return (types.float32 if narrow else types.float64)(word), loads[word]
 
 
-_INTEGERS = {types.uint16: types.int16, types.int16: types.int16}
-_INTEGERS |= {types.float32: types.int32, types.float64: types.int64}
+_INTEGERS: dict[object, types.Integer] = {
+    types.uint16: types.int16,
+    types.int16: types.int16,
+    types.float32: types.int32,
+    types.float64: types.int64,
+}
 
 
 @intrinsic
