@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pytest_subnet.findings.sparsity import update_sparsity as update_sparsity
     from pytest_subnet.findings.structure import assert_same_structure as assert_same_structure
     from pytest_subnet.findings.structure import assert_tied as assert_tied
+    from pytest_subnet.masks.update_mask import UpdateMask as UpdateMask
     from pytest_subnet.pairs.model_pair import ModelPair as ModelPair
     from pytest_subnet.pairs.opening import open_pair as open_pair
     from pytest_subnet.training.recorder import record_update as record_update
@@ -42,6 +43,7 @@ _WHERE = {
     ),
     "findings.sparsity": ("assert_even_sparsity", "assert_update_sparsity", "update_sparsity"),
     "findings.structure": ("assert_same_structure", "assert_tied"),
+    "masks.update_mask": ("UpdateMask",),
     "pairs.model_pair": ("ModelPair",),
     "pairs.opening": ("open_pair",),
     "training.recorder": ("record_update",),
