@@ -82,9 +82,7 @@ class Origin:
 class UpdateMask:
     """A set of entries of a model: those that an update touched, or any others.
 
-    Masks are made by `update_mask`, `magnitude_mask`, `principal_mask`, `random_mask_like`, from
-    arrays by `UpdateMask.of`, or read with `UpdateMask.load`; they are never changed. `&`, `|`, `-`
-    and `~` give new ones.
+    Made from arrays by `UpdateMask.of`; never changed.
 
     Attributes:
         tensors: what it covers, as `MaskTensor`, in storage order.
@@ -93,8 +91,8 @@ class UpdateMask:
     >>> mask = UpdateMask.of({"weight": [[True, False], [True, True]]})
     >>> mask
     <UpdateMask given: 3 of 4 entries of 1 tensor (density 0.75)>
-    >>> (~mask)["weight"].tolist()
-    [[False, True], [False, False]]
+    >>> mask["weight"].tolist()
+    [[True, False], [True, True]]
     """
 
     def __init__(
