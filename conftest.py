@@ -9,6 +9,7 @@ and holds what they print to the lines below each, in which `*` stands for anyth
 from __future__ import annotations
 
 import atexit
+import doctest
 import functools
 import os
 import re
@@ -99,7 +100,8 @@ class _Docstring(_Page):
         super().setup(namespace)
         import torch
 
-        from pytest_subnet import assert_updated, open_pair
+        import pytest_subnet
+        from pytest_subnet import open_pair
 
         base = {
             "model.embed_tokens.weight": torch.ones(4, 4, dtype=torch.bfloat16),
@@ -114,12 +116,15 @@ class _Docstring(_Page):
             model(torch.ones(1, 4)).sum().backward()
             torch.optim.SGD(model.parameters(), lr=0.1).step()
 
+        # What a user imports from the package; a module's own names come first.
+        public = {name: getattr(pytest_subnet, name) for name in pytest_subnet.__all__}
+        namespace.update({**public, **namespace})
         namespace.update(
+            torch=torch,
             pair=open_pair(base, tuned),
             tied_pair=open_pair("tied_base", "tied_tuned"),
             model=model,
             train_one_step=train_one_step,
-            assert_updated=assert_updated,
         )
 
 
@@ -174,7 +179,7 @@ pages = Sybil(
     teardown=page.teardown,
 )
 docstrings = Sybil(
-    parsers=[DocTestParser()],
+    parsers=[DocTestParser(doctest.ELLIPSIS)],
     patterns=["*.py"],
     path="pytest_subnet",
     setup=(docstring := _Docstring()).setup,

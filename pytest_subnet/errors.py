@@ -14,15 +14,31 @@ if TYPE_CHECKING:
 
 
 class SubnetError(Exception):
-    """A measurement could not be made; the text says what was wrong, where, and what to do."""
+    """A measurement could not be made; the text says what was wrong, where, and what to do.
+
+    >>> issubclass(CheckpointError, SubnetError), issubclass(SubnetError, AssertionError)
+    (True, False)
+    """
 
 
 class CheckpointError(SubnetError):
-    """A checkpoint cannot be read as weights; names the file, the tensor and the remedy."""
+    """A checkpoint cannot be read as weights; names the file, the tensor and the remedy.
+
+    >>> open_checkpoint("nowhere")
+    Traceback (most recent call last):
+    ...
+    pytest_subnet.errors.CheckpointError: no checkpoint at nowhere: there is no such path ...
+    """
 
 
 class SelectionError(SubnetError):
-    """A selection covers nothing: a pattern matches no tensor, or only tensors of another sort."""
+    """A selection covers nothing: a pattern matches no tensor, or only tensors of another sort.
+
+    >>> assert_frozen(pair, "*embed_token.weight")
+    Traceback (most recent call last):
+    ...
+    pytest_subnet.errors.SelectionError: include=... did you mean model.embed_tokens.weight?
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +62,12 @@ class PairMismatchError(SubnetError):
 
     Attributes:
         problems: what did not align, as in `ModelPair.problems`.
+
+    >>> grown = open_pair({"w": torch.ones(2, 4)}, {"w": torch.ones(3, 4)})
+    >>> update_sparsity(grown)
+    Traceback (most recent call last):
+    ...
+    pytest_subnet.errors.PairMismatchError: tensors do not pair: 1 reshaped (of 1 tensor)...
     """
 
     def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_subnet.devices import is_device
 from pytest_subnet.text import safe
 
 if TYPE_CHECKING:
     from pytest_subnet.scan.tolerance import Tolerance
 
-_DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 _TOLERANCE = re.compile(r"(?P<kind>atol|rtol)=(?P<value>\S+)")
 
 
@@ -80,7 +80,7 @@ def read_settings(config: pytest.Config) -> Settings:
     """Read every option and ini key; a wrong one is a `UsageError` that names it."""
     ini = {name: _read_ini(config, name) for name in ("base", "tuned", "device", "tolerances")}
     device = _option(config, "device") or str(ini["device"]) or None
-    if device is not None and not _DEVICE.fullmatch(device):
+    if device is not None and not is_device(device):
         raise pytest.UsageError(
             f"--subnet-device (or subnet_device) is {safe(device)!r}; it takes cpu, cuda or cuda:N"
         )

@@ -60,6 +60,12 @@ class Checkpoint(ABC):
         buffers: names known to be buffers rather than weights.
         shows_ties: whether names that are not in `ties` are certainly tensors of their own.
         directory: where its files are; None for weights in memory.
+
+    >>> checkpoint = open_checkpoint("base")
+    >>> checkpoint.info("model.norm.weight")
+    TensorInfo(name='model.norm.weight', shape=(64,), dtype='bfloat16', nbytes=128)
+    >>> checkpoint.read("model.norm.weight", slice(0, 2))
+    tensor([1., 1.], dtype=torch.bfloat16)
     """
 
     label: str

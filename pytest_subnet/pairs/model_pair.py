@@ -70,6 +70,9 @@ class ModelPair:
         engine: who does the work; None is threads in this process.
         memory: what the floors above have gathered for this pair, by their own keys.
         lock: held while something is gathered.
+
+    >>> pair.tensors[1].name, pair.tensors[1].kind, pair.tensors[1].layer, pair.problems
+    ('model.layers.0.mlp.up_proj.weight', 'up_proj', 0, ())
     """
 
     def __init__(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from pytest_subnet.checkpoints.collector import collector_at_rest
 from pytest_subnet.checkpoints.dtypes import ARITHMETIC, DTYPES
 from pytest_subnet.checkpoints.opening import open_checkpoint
+from pytest_subnet.devices import is_device
 from pytest_subnet.errors import Problem, SelectionError
 from pytest_subnet.pairs.alignment import experts_stored_otherwise, match_names
 from pytest_subnet.pairs.kinds import kind_of, layer_of
@@ -28,7 +28,6 @@ Rename: TypeAlias = Mapping[str, str] | Callable[[str], str]
 Vocab: TypeAlias = Literal["strict", "common"]
 
 _HEAD_BIASES = ("lm_head.bias", "embed_out.bias")
-_DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 _SCALES = ("weight_scale", "_scale_inv")
 _PACKED = (
     *("weight_packed", "qweight", "qzeros", "_blocks", "_scales"),  # compressed, GPTQ, AWQ, MXFP4
@@ -76,7 +75,7 @@ def open_pair(
         raise ValueError(f"vocab={vocab!r} is not one of 'strict', 'common'")
     if as_dtype is not None and as_dtype not in ARITHMETIC:
         raise ValueError(f"as_dtype={as_dtype!r} is not one of {', '.join(ARITHMETIC)}")
-    if device is not None and not _DEVICE.fullmatch(device):
+    if device is not None and not is_device(device):
         raise ValueError(f"device={device!r} is not one of 'cpu', 'cuda', 'cuda:N'")
     if engine not in (None, "threads"):
         raise ValueError(f"engine={engine!r} is not known; only 'threads' is")
