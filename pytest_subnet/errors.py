@@ -37,7 +37,7 @@ class SelectionError(SubnetError):
     >>> assert_frozen(pair, "*embed_token.weight")
     Traceback (most recent call last):
     ...
-    pytest_subnet.errors.SelectionError: include=... did you mean model.embed_tokens.weight?
+    pytest_subnet.errors.SelectionError: include=... did you mean *embed_tokens.weight?
     """
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
 from pytest_subnet.errors import SubnetError
+from pytest_subnet.marker import what_is_wrong_with
 from pytest_subnet.reports.session import report_key
 from pytest_subnet.reports.terminal import say
 from pytest_subnet.settings import locate, settings_key, shown
+from pytest_subnet.text import safe
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from pytest_subnet.pairs.causal_lm import CausalLMPair
     from pytest_subnet.pairs.opening import Rename, Vocab
     from pytest_subnet.training.recorder import KeepOn, RecordedUpdate
+    from pytest_subnet.trajectories import Trajectory
 
 
 class OpenModelPair(Protocol):
@@ -43,6 +46,19 @@ class OpenModelPair(Protocol):
         as_dtype: str | None = None,
     ) -> ModelPair:
         """Open a pair, or give the one that was opened with these arguments before."""
+        ...
+
+
+class OpenTrajectory(Protocol):
+    """What the fixture `open_trajectory` gives."""
+
+    def __call__(
+        self,
+        source: str | os.PathLike[str] | Sequence[Source],
+        *,
+        pattern: str = "checkpoint-*",
+    ) -> Trajectory:
+        """Open the checkpoints of a run, or give those that were opened before."""
         ...
 
 
@@ -112,6 +128,7 @@ def open_model_pair(request: pytest.FixtureRequest, pytestconfig: pytest.Config)
         from pytest_subnet.pairs.opening import open_pair
         from pytest_subnet.scan.gathering import declare
 
+        _check_types(rename, vocab, as_dtype)
         left, right = sources.open(base), sources.open(tuned)
         renamed = tuple(sorted(rename.items())) if isinstance(rename, Mapping) else rename
         key = (left.label, left.identity(), right.label, right.identity(), renamed, vocab, as_dtype)
@@ -124,6 +141,23 @@ def open_model_pair(request: pytest.FixtureRequest, pytestconfig: pytest.Config)
         return pairs[key]
 
     return open_model_pair
+
+
+def _check_types(rename: object, vocab: object, as_dtype: object) -> None:
+    """Raise for what `open_pair` cannot take, and no key of a known pair could hold."""
+    for keyword, value in (("vocab", vocab), ("as_dtype", as_dtype)):
+        if value is not None and not isinstance(value, str):
+            raise TypeError(f"{keyword}={safe(repr(value))} is not a string")
+    if not isinstance(rename, Mapping):
+        if rename is not None and not callable(rename):
+            raise TypeError(
+                f"rename={safe(repr(rename))} is neither a mapping from names in tuned to names in "
+                "base nor a function"
+            )
+        return
+    for name in (*rename, *rename.values()):
+        if not isinstance(name, str):
+            raise TypeError(f"rename maps names to names; {safe(repr(name))} is not a string")
 
 
 class _Sources:
@@ -156,6 +190,39 @@ class _Sources:
 
 
 @pytest.fixture(scope="session")
+def open_trajectory(pytestconfig: pytest.Config) -> OpenTrajectory:
+    """Opens the checkpoints of a run in numeric order; asked again, gives the same, already read.
+
+    Paths are relative to the rootdir. Takes what `pytest_subnet.open_trajectory` takes. A run that
+    has gained a checkpoint, or one that was written to, is another trajectory.
+
+        def test_run(open_trajectory):
+            assert_step_sparsity(open_trajectory("run"), at_least=0.85)
+    """
+    settings = pytestconfig.stash[settings_key]
+    sources = _Sources(settings.root)
+    known: dict[Hashable, Trajectory] = {}
+
+    def open_trajectory(
+        source: str | os.PathLike[str] | Sequence[Source], *, pattern: str = "checkpoint-*"
+    ) -> Trajectory:
+        from pytest_subnet.scan.following import declare
+        from pytest_subnet.trajectories.opening import align, find_checkpoints, open_all
+
+        if isinstance(source, str | os.PathLike) and os.fspath(source):
+            source = settings.root / os.path.expanduser(source)  # noqa: PTH111 - as in locate
+        names, found = find_checkpoints(source, pattern)
+        checkpoints = open_all(found, sources.open)
+        key = tuple((each.label, each.identity()) for each in checkpoints)
+        if key not in known:
+            known[key] = align(names, checkpoints)
+            declare(known[key], settings.parsed_tolerances())
+        return known[key]
+
+    return open_trajectory
+
+
+@pytest.fixture(scope="session")
 def model_pair(
     request: pytest.FixtureRequest, pytestconfig: pytest.Config, open_model_pair: OpenModelPair
 ) -> ModelPair:
@@ -168,22 +235,27 @@ def model_pair(
             assert_update_sparsity(model_pair, at_least=0.70)
     """
     settings = pytestconfig.stash[settings_key]
-    marked = getattr(request, "param", None)
-    keywords = dict(marked or {"base": settings.base, "tuned": settings.tuned})
-    missing = [f"--subnet-{side}" for side in ("base", "tuned") if not keywords[side]]
-    if missing:
-        _fail(
-            f"model_pair has no checkpoints: pass {' and '.join(missing)} on the command line, "
-            "set subnet_base and subnet_tuned in the ini file, or mark the test with "
-            "@pytest.mark.model_pair(base=…, tuned=…)"
-        )
+    if hasattr(request, "param"):
+        return _open_marked(request.param, open_model_pair)
+    if settings.base is None or settings.tuned is None:
+        _fail(settings.missing())
     try:
-        return open_model_pair(keywords.pop("base"), keywords.pop("tuned"), **keywords)
+        return open_model_pair(settings.base, settings.tuned)
+    except SubnetError as error:
+        _fail(f"{error}\n{settings.from_ini}" if settings.from_ini else error)
+
+
+def _open_marked(keywords: Any, open_model_pair: OpenModelPair) -> ModelPair:
+    """The pair of the marker, or of a parameter that a test gave to `model_pair` itself."""
+    wrong = what_is_wrong_with(keywords)
+    if wrong:
+        _fail(f'parametrize("model_pair", …, indirect=True) {wrong}')
+    further = dict(keywords)
+    try:
+        return open_model_pair(further.pop("base"), further.pop("tuned"), **further)
     except SubnetError as error:
         _fail(error)
     except (TypeError, ValueError) as error:
-        if marked is None:
-            raise
         _fail(f"@pytest.mark.model_pair: {error}")
 
 

@@ -11,10 +11,11 @@ from pytest_subnet.fixtures import (
     causal_lm_pair,
     model_pair,
     open_model_pair,
+    open_trajectory,
     record_update,
     subnet_device,
 )
-from pytest_subnet.marker import MARKER, parametrize_marked
+from pytest_subnet.marker import MARKER, parametrize_marked, refuse_ignored_mark
 from pytest_subnet.recording import recording_to
 from pytest_subnet.reports.properties import PropertySink
 from pytest_subnet.reports.session import SessionReport, WorkerTables, report_key
@@ -29,6 +30,7 @@ __all__ = [
     "causal_lm_pair",
     "model_pair",
     "open_model_pair",
+    "open_trajectory",
     "record_update",
     "subnet_device",
 ]
@@ -56,6 +58,12 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Give marked tests their own pair."""
     parametrize_marked(metafunc)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before any fixture: a test is judged by the pair that its mark names, or not at all."""
+    # Comes after pytest has skipped what is to be skipped, and before it sets fixtures up.
+    refuse_ignored_mark(item)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -14,6 +14,8 @@ from pytest_subnet.devices import is_device
 from pytest_subnet.text import safe
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pytest_subnet.scan.tolerance import Tolerance
 
 _TOLERANCE = re.compile(r"(?P<kind>atol|rtol)=(?P<value>\S+)")
@@ -29,6 +31,7 @@ class Settings:
         device: the device that was asked for by name; None leaves the choice.
         tolerances: counted in every scan, besides same bits and 1e-5.
         root: pytest's rootdir, from which paths are shown.
+        from_ini: a sentence on which of the two sources the ini file names; empty for none.
     """
 
     base: str | None
@@ -36,6 +39,7 @@ class Settings:
     device: str | None
     tolerances: tuple[str, ...]
     root: Path
+    from_ini: str = ""
 
     def parsed_tolerances(self) -> tuple[Tolerance, ...]:
         """The tolerances as the scan takes them."""
@@ -52,6 +56,20 @@ class Settings:
         if self.tolerances:
             parts.append("also counting " + ", ".join(map(safe, self.tolerances)))
         return f"subnet: {', '.join(parts)}" if parts else None
+
+    def missing(self) -> str:
+        """What to set where a source is not named."""
+        if self.base is None and self.tuned is None:
+            return (
+                "model_pair has no checkpoints: pass --subnet-base and --subnet-tuned on the "
+                "command line, set subnet_base and subnet_tuned in the ini file, or mark the test "
+                "with @pytest.mark.model_pair(base=…, tuned=…)"
+            )
+        side = "base" if self.base is None else "tuned"
+        return (
+            f"model_pair has no {side} checkpoint: pass --subnet-{side} on the command line, or "
+            f"set subnet_{side} in the ini file"
+        )
 
 
 settings_key = pytest.StashKey[Settings]()
@@ -89,14 +107,29 @@ def read_settings(config: pytest.Config) -> Settings:
         try:
             _split_tolerance(text)
         except ValueError as error:
-            raise pytest.UsageError(f"{config.inipath}: subnet_tolerances: {error}") from None
+            raise pytest.UsageError(f"{_inifile(config)}: subnet_tolerances: {error}") from None
     return Settings(
         base=_source(config, "base", str(ini["base"])),
         tuned=_source(config, "tuned", str(ini["tuned"])),
         device=device,
         tolerances=tolerances,
         root=config.rootpath,
+        from_ini=_named_by_ini(config, ini),
     )
+
+
+def _named_by_ini(config: pytest.Config, ini: Mapping[str, object]) -> str:
+    keys = [
+        f"subnet_{side}" for side in ("base", "tuned") if ini[side] and not _option(config, side)
+    ]
+    if not keys:
+        return ""
+    return f"{' and '.join(keys)} {'is' if len(keys) == 1 else 'are'} set in {_inifile(config)}"
+
+
+def _inifile(config: pytest.Config) -> str:
+    # Where there is no file, a value can only come from the command line.
+    return safe(shown(str(config.inipath), config.rootpath)) if config.inipath else "-o"
 
 
 def _read_ini(config: pytest.Config, name: str) -> str | list[str]:
@@ -104,7 +137,7 @@ def _read_ini(config: pytest.Config, name: str) -> str | list[str]:
     try:
         value: str | list[str] = config.getini(f"subnet_{name}")
     except (TypeError, ValueError) as error:
-        raise pytest.UsageError(f"{config.inipath}: subnet_{name}: {error}") from None
+        raise pytest.UsageError(f"{_inifile(config)}: subnet_{name}: {error}") from None
     return value
 
 

@@ -8,20 +8,35 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 _SHORT_DTYPES = {"bfloat16": "bf16", "float": "f", "complex": "c", "uint": "u", "int": "i"}
+_LONGEST = 300
+"""What is left of a name on the terminal: more than the paths of real checkpoints take."""
+_COMPARED = 500
+"""Names that a wrong one is compared with letter by letter, at up to a millisecond each."""
 
 
-def safe(name: object) -> str:
+def printable(name: object) -> str:
     r"""`name` with everything escaped that could steer a terminal or break a line.
 
-    Names of tensors, files and repositories come from outside.
-
-    >>> safe("ok.weight"), safe("evil\x1b[31m\nname")
-    ('ok.weight', 'evil\\x1b[31m\\nname')
+    >>> printable("evil\x1b[31m\nname")
+    'evil\\x1b[31m\\nname'
     """
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
         for char in str(name)
     )
+
+
+def safe(name: object) -> str:
+    r"""`name` as it is shown: escaped, and shortened in its middle where it has no end.
+
+    Names of tensors, files and repositories come from outside.
+
+    >>> safe("ok.weight"), safe("evil\x1b[31m\nname"), len(safe("x" * 300_000))
+    ('ok.weight', 'evil\\x1b[31m\\nname', 300)
+    """
+    text = str(name)
+    half = _LONGEST // 2
+    return printable(text if len(text) <= _LONGEST else f"{text[:half]}…{text[1 - half :]}")
 
 
 def percent(fraction: float, digits: int = 2) -> str:
@@ -102,7 +117,13 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """
     import difflib  # deferred: only a wrong name pays for it
 
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    if len(word) > _LONGEST:  # two endless words take minutes to compare
+        return ""
+    known = list(known)
+    if len(known) > _COMPARED:
+        parts = set(word.split("."))
+        known.sort(key=lambda name: -len(parts.intersection(name.split("."))))
+    close = difflib.get_close_matches(word, known[:_COMPARED], n=1, cutoff=0.5)
     return f"; did you mean {safe(close[0])}?" if close else ""
 
 

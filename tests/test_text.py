@@ -12,6 +12,7 @@ from pytest_subnet.text import (
     nearest,
     percent,
     plural,
+    printable,
     safe,
     short_dtype,
     size,
@@ -41,6 +42,17 @@ def test_no_name_can_steer_a_terminal_or_break_a_line(name: str) -> None:
 )
 def test_what_cannot_be_shown_is_escaped(name: object, written: str) -> None:
     assert safe(name) == written
+
+
+def test_an_endless_name_is_shortened_in_its_middle_and_only_where_it_is_shown() -> None:
+    name = "a" * 150 + "\x1b" * 100_000 + "z" * 149
+
+    assert safe(name) == "a" * 150 + "…" + "z" * 149
+    assert safe(safe(name)) == safe(name)
+    assert safe("x" * 300) == "x" * 300
+    assert len(printable(name)) == 299 + 400_000
+    assert len(first_few([name, name])) == 602
+    assert nearest("x" * 301, ["x" * 301]) == ""
 
 
 @pytest.mark.parametrize(
@@ -137,3 +149,12 @@ def test_facts_stand_in_one_column_under_their_verdict() -> None:
         "too dense\n  pair       a -> b\n  worst      x\n             y"
     )
     assert facts("nothing more", []) == "nothing more"
+
+
+def test_the_nearest_of_many_names_is_found_among_those_with_the_same_parts() -> None:
+    names = [
+        f"model.layers.{i}.mlp.experts.{j}.up_proj.weight" for i in range(60) for j in range(60)
+    ]
+    assert len(names) == 3600
+    wrong = "model.layers.57.mlp.expert.31.up_proj.weight"
+    assert nearest(wrong, names) == f"; did you mean {wrong.replace('expert', 'experts')}?"

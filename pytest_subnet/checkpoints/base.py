@@ -58,8 +58,11 @@ class Checkpoint(ABC):
         config: the model's `config.json` as plain JSON; empty when there is none.
         ties: names known to be the same storage as another: `{"lm_head.weight": "embed.weight"}`.
         buffers: names known to be buffers rather than weights.
+        shows_buffers: whether names that are not in `buffers` are certainly weights.
         shows_ties: whether names that are not in `ties` are certainly tensors of their own.
         directory: where its files are; None for weights in memory.
+        is_live: whether someone else holds its weights and can write to them unseen; what was
+            counted of them is counted again when it is asked for.
 
     >>> checkpoint = open_checkpoint("base")
     >>> checkpoint.info("model.norm.weight")
@@ -72,8 +75,10 @@ class Checkpoint(ABC):
     config: Mapping[str, object]
     ties: Mapping[str, str]
     buffers: frozenset[str]
+    shows_buffers: bool = False
     shows_ties: bool = False
     directory: Path | None = None
+    is_live: bool = False
 
     @abstractmethod
     def names(self) -> Sequence[str]:
@@ -95,6 +100,13 @@ class Checkpoint(ABC):
         identities mean that nothing was written in between. Used by caches, and to notice a file
         that changes while it is read.
         """
+
+    def identity_when_opened(self) -> Hashable:
+        """What `identity()` was when the headers were read; weights in memory have none to read."""
+        return self.identity()
+
+    def check_unchanged(self) -> None:  # noqa: B027 (in memory there is nothing to check)
+        """Raise `CheckpointError` if a file was written to after its header was read."""
 
     def extents(self, name: str, start: int, nbytes: int) -> Sequence[Extent] | None:
         """Where `nbytes` bytes of `name` from byte `start` on lie in files; None when they don't.

@@ -37,7 +37,7 @@ def stamp(path: Path | str) -> FileStamp:
         raise unreadable(path, error) from error
     if not stat.S_ISREG(status.st_mode):  # a pipe would block, a directory or device has no data
         what = "a directory" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
-        raise CheckpointError(f"{safe(path)} is {what}, not a file; put the file of weights there")
+        raise CheckpointError(f"{safe(path)} is {what}, not a file; put the file there")
     return FileStamp(
         os.fspath(path), status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns
     )
@@ -100,6 +100,11 @@ def read_unchanged(known: FileStamp, offset: int, buffer: memoryview) -> None:
     """Fill `buffer` from byte `offset` of a file that must be as it was when `known` was taken."""
     with FileReader() as reader:
         reader.read_into(known.path, offset, buffer)
+    check_stamp(known)
+
+
+def check_stamp(known: FileStamp) -> None:
+    """Raise `CheckpointError` unless the file is as it was when `known` was taken."""
     if stamp(known.path) != known:
         raise CheckpointError(
             f"{safe(known.path)} changed after it was opened; wait until it is written, then open "

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _LARGEST_HEADER = 100_000_000  # the limit of the format's own library
 _LARGEST = 2**63 - 1  # no file is larger
+_MOST_DIMENSIONS = 64  # neither torch nor numpy works with more
 _SUB_BYTE = ("F4", "F6_E2M3", "F6_E3M2")
 
 
@@ -149,6 +150,8 @@ def _entry(path: Path, name: str, entry: object) -> tuple[TensorInfo, int, int]:
     dtype = BY_CODE.get(code)
     if dtype is None:
         broken(path, f"{short(name)} has the unknown dtype {short(code)!r}")
+    if len(shape) > _MOST_DIMENSIONS:
+        broken(path, f"{short(name)} has a shape of {len(shape):,} dimensions")
     numel = 1
     for length in shape:
         numel = numel * length if _is_natural(length) else _LARGEST + 1

@@ -61,14 +61,14 @@ def download(repo: str, revision: str | None) -> Path:
         ) from None
     except LocalEntryNotFoundError:
         raise CheckpointError(
-            f"{name} is neither a path here nor in the hub's cache, and the hub cannot be reached; "
-            "check the path, or the network and HF_ENDPOINT"
+            f"{name} is neither a path here (looked in {safe(Path.cwd())}) nor in the hub's cache, "
+            "and the hub cannot be reached; check the path, or the network and HF_ENDPOINT"
         ) from None
     except HfHubHTTPError as error:
         raise CheckpointError(
-            f"{name} is no path here, and the hub answered {error.response.status_code} for it; "
-            "check the spelling, and log in with `hf auth login` if the repository is private or "
-            "gated"
+            f"{name} is no path here (looked in {safe(Path.cwd())}), and the hub answered "
+            f"{error.response.status_code} for it; check the spelling, and log in with `hf auth "
+            "login` if the repository is private or gated"
         ) from None
     except Exception as error:  # its HTTP client, the disk it writes to: each raises its own kind
         raise CheckpointError(

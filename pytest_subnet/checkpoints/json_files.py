@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from pytest_subnet.checkpoints.files import unreadable
+from pytest_subnet.checkpoints.files import stamp, unreadable
 from pytest_subnet.checkpoints.wording import short
 from pytest_subnet.errors import CheckpointError
 from pytest_subnet.text import safe
@@ -60,6 +60,7 @@ def read_json(path: Path, *, unique: bool = False) -> dict[str, object]:
         path: the file.
         unique: refuse an object that has one name twice; otherwise the last one counts.
     """
+    stamp(path)  # to open a pipe would wait for ever
     try:
         raw = path.read_bytes()
     except OSError as error:

@@ -34,7 +34,9 @@ class TensorsCheckpoint(Checkpoint):
         label: str,
         config: Mapping[str, object] | None = None,
         buffers: Collection[str] = (),
+        shows_buffers: bool = False,
         shows_ties: bool = False,
+        is_live: bool = False,
     ) -> None:
         """Refuse what has no plain data.
 
@@ -43,9 +45,13 @@ class TensorsCheckpoint(Checkpoint):
             label: how messages name the checkpoint.
             config: the model's configuration as plain JSON.
             buffers: the names of buffers.
+            shows_buffers: whether what is not among `buffers` is certainly a weight.
             shows_ties: whether tied tensors still share their storage, as in a module.
+            is_live: whether the caller goes on to hold the tensors.
         """
+        self.shows_buffers = shows_buffers
         self.shows_ties = shows_ties
+        self.is_live = is_live
         self.label = label
         self.config = config or {}
         self.buffers = frozenset(buffers)
@@ -58,7 +64,7 @@ class TensorsCheckpoint(Checkpoint):
             name: TensorInfo(
                 name,
                 tuple(tensor.shape),
-                str(tensor.dtype).removeprefix("torch."),
+                _dtype(tensor),
                 tensor.numel() * tensor.element_size(),
             )
             for name, tensor in self._tensors.items()
@@ -95,7 +101,7 @@ class TensorsCheckpoint(Checkpoint):
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
         """The tensor `name`, or some of its rows, where it is: a view, not a copy."""
         start, count = run_of_rows(self.info(name), rows)
-        tensor = self._tensors[name].detach()
+        tensor = self.tensor(name).detach()
         return tensor if rows is None else tensor[start : start + count]
 
     def identity(self) -> Hashable:
@@ -104,13 +110,18 @@ class TensorsCheckpoint(Checkpoint):
 
     def tensor(self, name: str) -> torch.Tensor:
         """The very tensor that is called `name`, autograd and all."""
-        return self._tensors[name]
+        info, tensor = self.info(name), self._tensors[name]
+        if tuple(tensor.shape) != info.shape or _dtype(tensor) != info.dtype:
+            raise CheckpointError(
+                f"{safe(name)} of {safe(self.label)} has another shape or dtype than when it was "
+                "opened; open it again"
+            )
+        return tensor
 
     def _bytes(self, name: str) -> torch.Tensor:
         import torch
 
-        self.info(name)
-        tensor = self._tensors[name].detach()
+        tensor = self.tensor(name).detach()
         if not in_row_order(tensor):
             # Pieces of one tensor are asked for one after the other: keep the copy of the last.
             # Threads may ask for different ones: what is kept is only used if it is the right one.
@@ -122,29 +133,147 @@ class TensorsCheckpoint(Checkpoint):
         return tensor.reshape(-1).view(torch.uint8)
 
 
-def from_module(module: torch.nn.Module) -> TensorsCheckpoint:
+class ModuleCheckpoint(TensorsCheckpoint):
+    """The weights of a module, which are refused once the module has others in their place."""
+
+    def __init__(
+        self, opened: TensorsCheckpoint, module: torch.nn.Module, names: Mapping[str, str]
+    ) -> None:
+        """Remember where in the module each tensor is.
+
+        Args:
+            opened: its tensors.
+            module: without its wrappers.
+            names: what the names of its state dict are in `opened`.
+        """
+        self.__dict__.update(opened.__dict__)
+        own = {
+            name: _memory(tensor)
+            for named in (module.named_parameters, module.named_buffers)
+            for name, tensor in named(remove_duplicate=False)
+        }
+        place_of = {memory: name for name, memory in own.items()}
+        self._module = module
+        self._paths: dict[str, list[str]] = {}
+        for name, known in names.items():
+            # A hook of the state dict may rename tensors. What it makes itself is nowhere else.
+            memory = _memory(self._tensors[known])
+            place = name if own.get(name) == memory else place_of.get(memory)
+            if place is not None:
+                self._paths[known] = place.split(".")
+
+    def identity(self) -> Hashable:
+        """Where each tensor of the module is now, and how often torch has written to it."""
+        now = ((name, self._now(name)) for name in self._tensors)
+        return tuple((name, *((0, 0) if each is None else _state(each))) for name, each in now)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The very tensor that is called `name`; refused if the module has another one now."""
+        tensor = super().tensor(name)
+        now = self._now(name)
+        # A new parameter around the same memory is no other tensor: it holds what was opened.
+        if now is not tensor and (now is None or now.data_ptr() != tensor.data_ptr()):
+            raise CheckpointError(
+                f"{safe(name)} of {safe(self.label)} was replaced or removed after the model was "
+                "opened; open the model again"
+            )
+        return tensor
+
+    def _now(self, name: str) -> torch.Tensor | None:
+        """What the module has under `name`; None when there is nothing any more."""
+        *path, leaf = self._paths.get(name) or [""]
+        if not leaf:
+            return self._tensors[name]
+        module = self._module
+        for part in path:
+            inner = module._modules.get(part)
+            if inner is None:
+                return None
+            module = inner
+        parameter = module._parameters.get(leaf)
+        return module._buffers.get(leaf) if parameter is None else parameter
+
+
+def from_module(module: torch.nn.Module, *, follow: bool = False) -> TensorsCheckpoint:
     """The weights and persistent buffers of `module`, under the names of the bare model.
 
     Looks through `torch.compile` and `DistributedDataParallel`; parts of names that wrappers
-    inside the model add are dropped where the names stay distinct.
+    inside the model add are dropped where the names stay distinct. A parameter is never left out,
+    even if a hook keeps it from being saved.
+
+    Args:
+        module: the model.
+        follow: refuse tensors that the module has since replaced; otherwise they are kept.
     """
     bare = unwrapped(module)
-    state = {
-        name: tensor
-        for name, tensor in bare.state_dict(keep_vars=True).items()
-        if name.rpartition(".")[2] != "_extra_state"  # settings of a module, not weights
-    }
+    label = type(bare).__name__
+    try:
+        everything = dict(bare.state_dict(keep_vars=True))
+    except Exception as error:  # a state_dict or a hook of the user's own
+        raise CheckpointError(
+            f"the state_dict of {safe(label)} cannot be had ({type(error).__name__}: "
+            f"{safe(error)}); pass a mapping of its tensors, as dict(model.named_parameters())"
+        ) from error
+    state = {name: tensor for name, tensor in everything.items() if not is_extra_state(name)}
+    state |= _unsaved(bare, state)
     names = _bare_names(list(state))
     buffers = bare.named_buffers(remove_duplicate=False)
-    as_dict = getattr(getattr(bare, "config", None), "to_dict", None)
-    config = as_dict() if callable(as_dict) else {}
-    return TensorsCheckpoint(
+    opened = TensorsCheckpoint(
         {names[name]: tensor for name, tensor in state.items()},
-        label=type(bare).__name__,
-        config=config if isinstance(config, dict) else {},
+        label=label,
+        config=_config(bare),
         buffers={names[name] for name, _ in buffers if name in names},
+        shows_buffers=True,
         shows_ties=True,
+        is_live=True,
     )
+    return ModuleCheckpoint(opened, bare, names) if follow else opened
+
+
+def _config(module: torch.nn.Module) -> dict[str, object]:
+    """The model's configuration as plain JSON; empty where it has none of the usual form."""
+    as_dict = getattr(getattr(module, "config", None), "to_dict", None)
+    try:
+        config = as_dict() if callable(as_dict) else None
+    except Exception:  # a `to_dict` that is not that of transformers
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _memory(tensor: torch.Tensor) -> Hashable:
+    """Which piece of memory a tensor is, also where there is none behind it yet."""
+    storage = tensor.untyped_storage()._cdata
+    return storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
+
+
+def is_extra_state(name: object) -> bool:
+    """Whether torch keeps settings of a module under `name`: what they are is the module's matter.
+
+    >>> is_extra_state("layers.0.attention._extra_state"), is_extra_state("layers.0.weight")
+    (True, False)
+    """
+    return isinstance(name, str) and name.rpartition(".")[2] == "_extra_state"
+
+
+def _unsaved(module: torch.nn.Module, state: Mapping[str, object]) -> dict[str, torch.Tensor]:
+    """The parameters that hooks took out of the state dict: training moves them all the same."""
+    import torch
+
+    known = {id(value) for value in state.values()}
+    left: dict[str, torch.Tensor] = {
+        name: parameter
+        for name, parameter in module.named_parameters(remove_duplicate=False)
+        if id(parameter) not in known and name not in state
+    }
+    if left:  # a hook may have split one into parts, which still share its memory
+        tensors = [value for value in state.values() if isinstance(value, torch.Tensor)]
+        storages = {tensor.untyped_storage()._cdata for tensor in tensors}
+        left = {
+            name: parameter
+            for name, parameter in left.items()
+            if parameter.untyped_storage()._cdata not in storages
+        }
+    return left
 
 
 def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
@@ -186,7 +315,7 @@ def _check_usable(label: str, name: object, tensor: object) -> None:
             f"{where} is stored as {_storage_kind(tensor)}; only dense tensors can be compared, "
             "convert it with .to_dense(), .dequantize() or .to_padded_tensor()"
         )
-    if str(tensor.dtype).removeprefix("torch.") not in DTYPES:
+    if _dtype(tensor) not in DTYPES:
         raise CheckpointError(f"{where} is {tensor.dtype}, which cannot be compared; cast it first")
     if not _has_data(tensor):
         raise CheckpointError(
@@ -206,6 +335,10 @@ def _has_data(tensor: torch.Tensor) -> bool:
     if tensor.untyped_storage().device.type == "meta":
         return False
     return tensor.numel() == 0 or tensor.data_ptr() != 0
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def in_row_order(tensor: torch.Tensor) -> bool:

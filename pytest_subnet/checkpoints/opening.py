@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _TORCH_SUFFIXES = (".bin", ".pt", ".pth")
 _TORCH_INDEX = ".bin.index.json"
+_INDEXES = (safetensors.INDEX_SUFFIX, _TORCH_INDEX)
+_ADAPTER = "adapter_model"
 
 
 def open_checkpoint(source: Source) -> Checkpoint:
@@ -57,12 +59,17 @@ def open_checkpoint(source: Source) -> Checkpoint:
 def _open_memory(source: object) -> Checkpoint:
     from collections.abc import Mapping
 
-    from pytest_subnet.checkpoints.memory import TensorsCheckpoint, from_module
+    from pytest_subnet.checkpoints.memory import TensorsCheckpoint, from_module, is_extra_state
 
     if isinstance(source, Mapping):
-        return TensorsCheckpoint(source, label=f"{type(source).__name__} of tensors")
-    if callable(getattr(source, "state_dict", None)) and hasattr(source, "named_parameters"):
-        return from_module(cast("torch.nn.Module", source))
+        label = f"{type(source).__name__} of tensors"
+        tensors = {name: tensor for name, tensor in source.items() if not is_extra_state(name)}
+        return TensorsCheckpoint(tensors, label=label, is_live=True)
+    is_module = callable(getattr(source, "state_dict", None)) and hasattr(
+        source, "named_parameters"
+    )
+    if is_module and not isinstance(source, type):
+        return from_module(cast("torch.nn.Module", source), follow=True)
     raise TypeError(
         f"a checkpoint is a path, a hub id, a module or a mapping of tensors, "
         f"not {type(source).__name__}"
@@ -92,6 +99,11 @@ def _expanded(source: str) -> Path:
         return Path(source).expanduser().absolute()
     except RuntimeError:  # `~name` of nobody: the path as it stands, which will not exist
         return Path(source).absolute()
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"cannot look for {short(source)}: the current directory was removed; change to one "
+            "that is there, or pass an absolute path"
+        ) from None
 
 
 def _open_directory(directory: Path, label: str) -> Checkpoint:
@@ -100,6 +112,7 @@ def _open_directory(directory: Path, label: str) -> Checkpoint:
         present = sorted(entry.name for entry in directory.iterdir())
     except OSError as error:
         raise unreadable(directory, error) from error
+    _refuse_adapter(directory, present)
     for index_suffix, suffixes, preferred in (
         (safetensors.INDEX_SUFFIX, (".safetensors",), "model.safetensors"),
         (_TORCH_INDEX, _TORCH_SUFFIXES, "pytorch_model.bin"),
@@ -112,6 +125,28 @@ def _open_directory(directory: Path, label: str) -> Checkpoint:
         f"{safe(label)} has no weights: {found}; looked for *.safetensors, *.bin and *.pt with or "
         "without an index; did the trainer save the model into another directory?"
     )
+
+
+def _refuse_adapter(directory: Path, present: list[str]) -> None:
+    """Raise if what would be read is not the model that transformers makes of the directory."""
+    weights = [
+        name
+        for name in present
+        if name.endswith((".safetensors", *_TORCH_SUFFIXES, *_INDEXES)) and not _is_no_weights(name)
+    ]
+    adapters = [name for name in weights if name.startswith(_ADAPTER)]
+    weights = [name for name in weights if name not in adapters]
+    if adapters and weights:
+        raise CheckpointError(
+            f"{safe(directory)} holds a model and an adapter: {first_few([*weights, *adapters])}; "
+            "which of them counts cannot be known, merge them (merge_and_unload, then "
+            "save_pretrained), remove one, or pass the file that counts"
+        )
+    if adapters or ("adapter_config.json" in present and not weights):
+        raise CheckpointError(
+            f"{safe(directory)} is a PEFT adapter, not a whole model; merge it into its base "
+            "(merge_and_unload, then save_pretrained) and pass the directory of the merged model"
+        )
 
 
 def _choose(
@@ -127,6 +162,12 @@ def _choose(
         )
     if indexes:
         return directory / indexes[0]
+    shards = [name for name in files if series(name) is not None]
+    if single in files and shards:
+        raise CheckpointError(
+            f"{safe(directory)} holds two checkpoints: {single} and {first_few(shards)}; "
+            "remove the stale one, or pass the file that counts"
+        )
     if single in files:
         return directory / single
     if len(files) > 1:

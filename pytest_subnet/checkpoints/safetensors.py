@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_subnet.checkpoints.base import Checkpoint, Extent, TensorInfo
-from pytest_subnet.checkpoints.files import FileStamp, read_unchanged, stamp
+from pytest_subnet.checkpoints.files import FileStamp, check_stamp, read_unchanged, stamp
 from pytest_subnet.checkpoints.header import read_header
 from pytest_subnet.checkpoints.sharded import check_shards, read_index
 from pytest_subnet.errors import CheckpointError
@@ -34,16 +34,16 @@ class SafetensorsCheckpoint(Checkpoint):
         self.config = config
         self.ties = {}
         self.buffers = frozenset()
-        self._index: list[FileStamp] = []
+        index: list[FileStamp] = []
         if path.name.endswith(INDEX_SUFFIX):
-            self._index = [stamp(path)]
+            index = [stamp(path)]
             expected = read_index(path, (".safetensors",))
             headers = [read_header(path.parent / shard) for shard in expected]
             found = dict(zip(expected, (header.tensors for header in headers), strict=True))
             check_shards(path, expected, found)
         else:
             headers = [read_header(path)]
-        self._stamps = [header.stamp for header in headers]
+        self._stamps = (*index, *(header.stamp for header in headers))
         self._digests = tuple(header.digest for header in headers)
         self._where: dict[str, tuple[TensorInfo, FileStamp, int]] = {
             name: (info, header.stamp, offset)
@@ -78,7 +78,13 @@ class SafetensorsCheckpoint(Checkpoint):
 
     def identity(self) -> Hashable:
         """The stamps of index and shards as they are now, and what their headers were."""
-        return (
-            tuple(stamp(known.path) for known in (*self._index, *self._stamps)),
-            self._digests,
-        )
+        return tuple(stamp(known.path) for known in self._stamps), self._digests
+
+    def identity_when_opened(self) -> Hashable:
+        """The same with the stamps that were taken before each header was read."""
+        return self._stamps, self._digests
+
+    def check_unchanged(self) -> None:
+        """Raise if index or shards were written to since."""
+        for known in self._stamps:
+            check_stamp(known)

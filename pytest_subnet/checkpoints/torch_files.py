@@ -10,17 +10,19 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeGuard
 
 from pytest_subnet.checkpoints.base import Checkpoint, Extent, TensorInfo
 from pytest_subnet.checkpoints.files import (
     FileStamp,
+    check_stamp,
     read_unchanged,
     refuse_pointer,
     stamp,
     unreadable,
 )
-from pytest_subnet.checkpoints.memory import TensorsCheckpoint, in_row_order
+from pytest_subnet.checkpoints.memory import TensorsCheckpoint, in_row_order, is_extra_state
 from pytest_subnet.checkpoints.sharded import check_shards, read_index
 from pytest_subnet.checkpoints.wording import broken, short
 from pytest_subnet.checkpoints.zip_records import mapped_from, read_records
@@ -28,7 +30,7 @@ from pytest_subnet.errors import CheckpointError
 from pytest_subnet.text import first_few, safe
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping, Sequence
+    from collections.abc import Hashable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -39,6 +41,8 @@ INDEX_SUFFIX = ".bin.index.json"
 SUFFIXES = (".bin", ".pt", ".pth")
 _ZIP = b"PK\x03\x04"
 _NESTED = ("state_dict", "model", "module")  # where Lightning, trainers and DeepSpeed put weights
+# What trainers save beside them: tensors in it are no weights.
+_TRAINER_STATE = re.compile(r"optim|sched|scaler|rng|random|callbacks|loops|hyper_parameters")
 
 
 class TorchCheckpoint(Checkpoint):
@@ -52,15 +56,16 @@ class TorchCheckpoint(Checkpoint):
             label: how messages name the checkpoint.
             config: its `config.json`.
         """
-        self._stamps: list[FileStamp] = []
+        index: list[FileStamp] = []
         if path.name.endswith(INDEX_SUFFIX):
-            self._stamps.append(stamp(path))
+            index = [stamp(path)]
             expected = read_index(path, SUFFIXES)
             parts = {shard: _load(path.parent / shard) for shard in expected}
             check_shards(path, expected, {shard: part.tensors for shard, part in parts.items()})
         else:
             parts = {path.name: _load(path)}
-        self._stamps += [part.stamp for part in parts.values()]
+        self._stamps = (*index, *(part.stamp for part in parts.values()))
+        self._files = {name: part.stamp for part in parts.values() for name in part.tensors}
         self._places = {
             name: (part.stamp, tensor.data_ptr() - part.mapped_from)
             for part in parts.values()
@@ -91,6 +96,15 @@ class TorchCheckpoint(Checkpoint):
         """The stamps of index and files as they are now."""
         return tuple(stamp(known.path) for known in self._stamps)
 
+    def identity_when_opened(self) -> Hashable:
+        """The stamps that were taken before each file was read."""
+        return self._stamps
+
+    def check_unchanged(self) -> None:
+        """Raise if index or files were written to since."""
+        for known in self._stamps:
+            check_stamp(known)
+
     def extents(self, name: str, start: int, nbytes: int) -> Sequence[Extent] | None:
         """The run of bytes in the file; None where the file does not hold them in row order."""
         self.check_range(name, start, nbytes)
@@ -100,16 +114,28 @@ class TorchCheckpoint(Checkpoint):
     def view(self, name: str) -> Buffer | None:
         """The bytes in memory of what cannot be read from the file by its offset."""
         self.info(name)
-        return None if name in self._places else self._tensors.view(name)
+        if name in self._places:
+            return None
+        with _as_opened(self._files[name]):
+            return self._tensors.view(name)
 
     def read_into(self, name: str, start: int, buffer: memoryview) -> None:
         """Read bytes from the file, which must be as it was when it was opened."""
         self.check_range(name, start, len(buffer))
         place = self._places.get(name)
         if place is None:
-            self._tensors.read_into(name, start, buffer)
+            with _as_opened(self._files[name]):
+                self._tensors.read_into(name, start, buffer)
         else:
             read_unchanged(place[0], place[1] + start, buffer)
+
+
+@contextmanager
+def _as_opened(known: FileStamp) -> Iterator[None]:
+    """Guard a read through the mapping: to touch a file that was cut short ends the process."""
+    check_stamp(known)
+    yield
+    check_stamp(known)
 
 
 class _Loaded(NamedTuple):
@@ -194,7 +220,17 @@ def _tensors(path: Path, loaded: object) -> dict[str, torch.Tensor]:
             break
         nested = [key for key in _NESTED if isinstance(loaded.get(key), dict)]
         if len(nested) != 1:
-            return _flat(path, loaded)
+            state = {key: value for key, value in loaded.items() if not is_extra_state(key)}
+            _refuse_further(path, [key for key, value in state.items() if _holds_more(value)])
+            return {key: value for key, value in state.items() if _is_tensor(value)}
+        beside = [
+            key
+            for key, value in loaded.items()
+            if not (isinstance(key, str) and _TRAINER_STATE.search(key))
+            and key != nested[0]
+            and (_is_tensor(value) or _holds_more(value))
+        ]
+        _refuse_further(path, [nested[0], *beside] if beside else [])
         loaded = loaded[nested[0]]
     raise CheckpointError(
         f"{safe(path)} holds {safe(type(loaded).__name__)}, not a mapping from names to tensors; "
@@ -202,19 +238,31 @@ def _tensors(path: Path, loaded: object) -> dict[str, torch.Tensor]:
     )
 
 
-def _flat(path: Path, loaded: dict[Any, object]) -> dict[str, torch.Tensor]:
-    """The tensors of `loaded` itself; settings beside them are left out, further tensors never."""
+def _refuse_further(path: Path, keys: Sequence[object]) -> None:
+    """Settings beside the weights are left out, further tensors never."""
+    if keys:
+        raise CheckpointError(
+            f"{safe(path)} holds tensors under {first_few([short(key) for key in keys])}; which of "
+            "them are the weights cannot be known, save the model's state_dict alone"
+        )
+
+
+def _is_tensor(value: object) -> TypeGuard[torch.Tensor]:
     import torch
 
-    inner = {key: value.values() for key, value in loaded.items() if isinstance(value, dict)}
-    further = [
-        short(key)
-        for key, values in inner.items()
-        if any(isinstance(value, torch.Tensor) for value in values)
-    ]
-    if further:
-        raise CheckpointError(
-            f"{safe(path)} holds tensors under {first_few(further)}; which of them are the weights "
-            "cannot be known, save the model's state_dict alone"
-        )
-    return {key: value for key, value in loaded.items() if isinstance(value, torch.Tensor)}
+    return isinstance(value, torch.Tensor)
+
+
+def _holds_more(value: object) -> bool:
+    """Whether there is a tensor in the containers that `value` is made of, however deep."""
+    left, seen = [value], set()
+    while left:
+        each = left.pop()
+        if id(each) in seen or not isinstance(each, dict | list | tuple | set):
+            continue
+        seen.add(id(each))
+        inner = list(each.values() if isinstance(each, dict) else each)
+        if any(_is_tensor(part) for part in inner):
+            return True
+        left += inner
+    return False

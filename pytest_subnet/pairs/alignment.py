@@ -65,6 +65,27 @@ def without_backbone(name: str) -> str:
     return ".".join(parts)
 
 
+def names_in_base(names: Iterable[str], base_names: Iterable[str]) -> dict[str, str]:
+    """What the base would call tensors that it does not have, with their names in `names`.
+
+    A pattern that is written for the base is meant for them too.
+
+    >>> names_in_base(["module.layers.2.w"], ["model.layers.0.w", "model.layers.1.w"])
+    {'model.layers.2.w': 'module.layers.2.w'}
+    """
+    prefixes = defaultdict(set)
+    for name in base_names:
+        short = without_backbone(name)
+        if name.endswith(short):
+            prefixes[short.partition(".")[0]].add(name.removesuffix(short))
+    return {
+        prefix + short: name
+        for name in names
+        for short in [without_backbone(name)]
+        for prefix in prefixes[short.partition(".")[0]]
+    }
+
+
 def match_names(
     base: Checkpoint,
     tuned: Checkpoint,

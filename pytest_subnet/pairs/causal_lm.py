@@ -144,6 +144,10 @@ def _in_our_words(what: str) -> Iterator[None]:
             yield
         except SubnetError:
             raise
+        except ModuleNotFoundError as error:
+            raise CheckpointError(
+                f"{what}: {safe(error.name)} is not installed; pip install {safe(error.name)}"
+            ) from error
         except Exception as error:  # transformers, tokenizers and torch have no error in common
             first = str(error).strip().partition("\n")[0]
             raise CheckpointError(f"{what}: {safe(first or type(error).__name__)}") from error

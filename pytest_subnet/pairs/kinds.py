@@ -48,34 +48,40 @@ _BUFFERS = frozenset(
 _ADAPTERS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
 
 
+_MOST_DIGITS = 9  # a longer number in a name from a file is no block
+
+
 def layer_of(name: str) -> int | None:
     """The block a tensor belongs to: the first number in its name.
 
     >>> layer_of("model.layers.12.mlp.experts.3.up_proj.weight"), layer_of("lm_head.weight")
     (12, None)
     """
-    return next((int(part) for part in name.split(".") if part.isdecimal()), None)
+    numbers = (part for part in name.split(".") if part.isdecimal() and len(part) <= _MOST_DIGITS)
+    return next((int(number) for number in numbers), None)
 
 
-def kind_of(name: str) -> str:
-    """What a tensor is for.
+def kind_of(name: str, *, is_parameter: bool = False) -> str:
+    """What a tensor is for; `is_parameter` says that it is no buffer, whatever its name suggests.
 
     >>> kind_of("model.layers.0.mlp.down_proj.weight"), kind_of("transformer.h.0.ln_1.bias")
     ('down_proj', 'norm')
     >>> kind_of("model.layers.0.block_sparse_moe.experts.1.w2.weight")
     'down_proj'
     """
-    return _kind(tuple([part for part in name.split(".") if not part.isdecimal()]))
+    path = tuple([part for part in name.split(".") if not part.isdecimal()])
+    return _kind(path, is_parameter)
 
 
 @functools.lru_cache(maxsize=4096)  # the blocks of a model repeat the same few names
-def _kind(path: tuple[str, ...]) -> str:
+def _kind(path: tuple[str, ...], is_parameter: bool) -> str:
     *parts, leaf = [part for part in path if part != "base_layer"] or [""]
     for part in (leaf, *parts):
         if part in _ADAPTERS:
             return part
     parent = parts[-1] if parts else ""
-    if leaf in _BUFFERS or (leaf == "bias" and parent in ("attn", "attention")):
+    is_causal_mask = leaf == "bias" and parent in ("attn", "attention")
+    if not is_parameter and (leaf in _BUFFERS or is_causal_mask):
         return "buffer"
     # A fused expert is a parameter itself (`mlp.experts.down_proj`): then the leaf is the module.
     module = leaf if leaf not in ("weight", "bias") else parent

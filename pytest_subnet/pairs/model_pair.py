@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_subnet.errors import CheckpointError, PairMismatchError
+from pytest_subnet.pairs.kinds import kind_of
 from pytest_subnet.text import plural, safe
 
 if TYPE_CHECKING:
@@ -65,6 +66,9 @@ class ModelPair:
         problems: what did not align.
         renamed: names in the tuned checkpoint that differ from the base's, with the base's.
         tied: second names of tensors, with the name that is counted.
+        tuned_names: what the tuned checkpoint calls each tensor of the base that it has, those
+            counted under another name included.
+        problem_kinds: what the tensor of each problem is for, by its name: as `TensorPair.kind`.
         notes: what a reader of a number must know: a cast, rows left out.
         device: where to compare: `"cpu"`, `"cuda"`, `"cuda:1"`; None leaves it to the scan.
         engine: who does the work; None is threads in this process.
@@ -88,6 +92,8 @@ class ModelPair:
         device: str | None = None,
         engine: str | None = None,
         second_names: Sequence[tuple[Checkpoint, str, str]] = (),
+        tuned_names: Mapping[str, str] | None = None,
+        problem_kinds: Mapping[str, str] | None = None,
     ) -> None:
         """Take an alignment as it is; `open_pair` makes one.
 
@@ -105,8 +111,16 @@ class ModelPair:
         self.engine = engine
         self.memory: dict[str, object] = {}
         self.lock = threading.RLock()
+        self.tuned_names = dict(
+            {name: name for name in tuned.names()} | {new: old for old, new in self.renamed.items()}
+            if tuned_names is None
+            else tuned_names
+        )
+        self.problem_kinds = {each.name: kind_of(each.name) for each in self.problems}
+        self.problem_kinds.update(problem_kinds or {})
         self._second_names = list(second_names)
-        self._identities = base.identity(), tuned.identity()
+        # Of files: what they were when their headers were read, not what they may have become.
+        self._identities = base.identity_when_opened(), tuned.identity_when_opened()
 
     @property
     def label(self) -> str:
@@ -142,3 +156,14 @@ class ModelPair:
         """One line: which pair, how much of it aligned."""
         problems = f", {plural(len(self.problems), 'problem')}" if self.problems else ""
         return f"<ModelPair {self.label}: {plural(len(self.tensors), 'tensor')}{problems}>"
+
+
+def check_pair(pair: object) -> None:
+    """Raise `TypeError` unless `pair` is a pair; a path or a model in its place is no reason."""
+    if isinstance(pair, ModelPair):
+        return
+    getattr(pair, "tensors", None)  # a recording that was not entered says so itself
+    raise TypeError(
+        f"a ModelPair is needed, got {safe(type(pair).__name__)}; make one with open_pair(base, "
+        "tuned), or take the fixture model_pair"
+    )

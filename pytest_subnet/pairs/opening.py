@@ -20,6 +20,8 @@ from pytest_subnet.text import first_few, nearest, plural, safe, spell_tensor
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    import torch
+
     from pytest_subnet.checkpoints import Checkpoint, TensorInfo
     from pytest_subnet.checkpoints.opening import Source
     from pytest_subnet.pairs.alignment import Match
@@ -43,7 +45,7 @@ def open_pair(
     rename: Rename | None = None,
     vocab: Vocab = "strict",
     as_dtype: str | None = None,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     engine: str | None = None,
 ) -> ModelPair:
     """Open two checkpoints and align them tensor by tensor; only headers are read.
@@ -63,23 +65,28 @@ def open_pair(
         The pair. What does not align is in `.problems`, never an error here.
 
     Raises:
-        CheckpointError: one of them cannot be read.
+        CheckpointError: one of them cannot be read, or was written to since it was opened.
         PairMismatchError: base and tuned are the same files or the same memory.
         SelectionError: `rename` names a tensor that `tuned` does not have.
+        TypeError: `rename` is neither a function nor a mapping of strings.
         ValueError: an unknown `vocab`, `as_dtype`, `device` or `engine`.
 
     >>> open_pair("base", "tuned")
     <ModelPair base -> tuned: 21 tensors>
     """
     if vocab not in get_args(Vocab):
-        raise ValueError(f"vocab={vocab!r} is not one of 'strict', 'common'")
+        raise ValueError(f"vocab={safe(repr(vocab))} is not one of 'strict', 'common'")
     if as_dtype is not None and as_dtype not in ARITHMETIC:
-        raise ValueError(f"as_dtype={as_dtype!r} is not one of {', '.join(ARITHMETIC)}")
+        raise ValueError(f"as_dtype={safe(repr(as_dtype))} is not one of {', '.join(ARITHMETIC)}")
+    device = None if device is None else str(device)  # a torch.device spells itself so
     if device is not None and not is_device(device):
-        raise ValueError(f"device={device!r} is not one of 'cpu', 'cuda', 'cuda:N'")
+        raise ValueError(f"device={safe(repr(device))} is not one of 'cpu', 'cuda', 'cuda:N'")
     if engine not in (None, "threads"):
-        raise ValueError(f"engine={engine!r} is not known; only 'threads' is")
+        raise ValueError(f"engine={safe(repr(engine))} is not known; only 'threads' is")
+    _check_rename(rename)
     base, tuned = open_checkpoint(base), open_checkpoint(tuned)
+    for checkpoint in (base, tuned):
+        checkpoint.check_unchanged()
     refuse_same(base, tuned)
     with collector_at_rest():
         pair = _Alignment(base, tuned, rename, vocab, as_dtype).pair(device, engine)
@@ -108,11 +115,14 @@ class _Alignment:
         self.left = dict.fromkeys(base.names())
         self.right = dict(self.new_names)
         self.quantised = _quantised([*self.left, *self.right])
+        self.heads = find_head(base), find_head(tuned, self.new_names)
+        self.kinds: dict[str, str] = {}
 
     def pair(self, device: str | None, engine: str | None) -> ModelPair:
         head = self._settle_head()
         match = match_names(self.base, self.tuned, self.left, self.right)
         self._report_unmatched(match)
+        tuned_names = self._called_in_tuned(match.met)
         self._drop_second_names(match.met)
         found = [self._compare(name, name, old) for name, old in match.met.items()]
         tensors = [tensor for tensor in (*found, head) if tensor is not None]
@@ -130,11 +140,13 @@ class _Alignment:
             device=device,
             engine=engine,
             second_names=self.second_names,
+            tuned_names=tuned_names,
+            problem_kinds={each.name: self.kinds[each.name] for each in self.problems},
         )
 
     def _settle_head(self) -> TensorPair | None:
         """Deal with a head that is tied, stored once or only on one side."""
-        base, tuned = find_head(self.base), find_head(self.tuned, self.new_names)
+        base, tuned = self.heads
         verdict = compare_heads(base, tuned)
         if verdict in ("separate", "missing"):
             return None
@@ -143,11 +155,12 @@ class _Alignment:
         self.right.pop(new or "", None)
         name = base.head or new or ""
         if verdict == "unclear":
+            self.kinds[name] = "head"
             self._problem(
                 "only tuned" if base.head is None else "only base",
                 name,
-                "and no config.json says whether the other side ties it to its embedding; "
-                "put the config beside the weights, or leave the head out with exclude=",
+                "and no tie_word_embeddings in a config.json says whether the other side ties it "
+                "to its embedding; put the config beside the weights",
             )
             return None
         if verdict == "tied":
@@ -169,6 +182,8 @@ class _Alignment:
         for (kind, names), others in zip(sides.items(), reversed(sides.values()), strict=True):
             experts = experts_stored_otherwise(names, others)
             for name in names:
+                stored = (name, None) if kind == "only base" else (None, self.right[name])
+                self.kinds[name] = self._kind(name, *stored)
                 if name in match.ambiguous:
                     other = "tuned" if kind == "only base" else "base"
                     could_be = first_few(match.ambiguous[name])
@@ -182,6 +197,16 @@ class _Alignment:
                     )
                 else:
                     self._problem(kind, name, "")
+
+    def _called_in_tuned(self, met: dict[str, str]) -> dict[str, str]:
+        """The tuned checkpoint's name of all that it has of the base, counted or not."""
+        names = dict(met)
+        base, tuned = self.heads
+        if tuned.head is not None:
+            names.setdefault(base.head_name, tuned.head)
+        if base.embedding is not None and tuned.embedding is not None:
+            names.setdefault(base.embedding, tuned.embedding)
+        return names
 
     def _drop_second_names(self, met: dict[str, str]) -> None:
         """Count tensors once that both sides hold in one storage under two names."""
@@ -197,8 +222,7 @@ class _Alignment:
     def _compare(self, name: str, base_name: str, tuned_name: str) -> TensorPair | None:
         """The aligned tensor, or None and a problem."""
         base, tuned = self.base.info(base_name), self.tuned.info(tuned_name)
-        is_buffer = base_name in self.base.buffers or tuned_name in self.tuned.buffers
-        kind = "buffer" if is_buffer else kind_of(name)
+        kind = self.kinds[name] = self._kind(name, base_name, tuned_name)
         if name in self.quantised:
             self._problem("quantised", name, f"is stored as {base.dtype} with scales of its own")
             return None
@@ -241,7 +265,7 @@ class _Alignment:
         before, after = base.shape[0], tuned.shape[0]
         rows = f"{plural(abs(after - before), 'row')} {'added' if after > before else 'removed'}"
         if self.vocab == "strict":
-            self._problem("reshaped", name, f'{change}  ({rows}; allow with vocab="common")')
+            self._problem("reshaped", name, f'{change}, {rows}; allow with vocab="common"')
             return None
         self.notes.append(f"{safe(name)}: {before:,} -> {after:,} rows, {rows}, not compared")
         return (min(before, after), *base.shape[1:])
@@ -257,6 +281,17 @@ class _Alignment:
         self._problem("retyped", name, f"{base} -> {tuned}{hint}")
         return None
 
+    def _kind(self, name: str, base_name: str | None, tuned_name: str | None) -> str:
+        """What a tensor is for: buffer or not is known of a module, and else read off its name."""
+        stored = [
+            (side, own)
+            for side, own in ((self.base, base_name), (self.tuned, tuned_name))
+            if own is not None
+        ]
+        if any(own in side.buffers for side, own in stored):
+            return "buffer"
+        return kind_of(name, is_parameter=any(side.shows_buffers for side, _ in stored))
+
     def _problem(self, kind: str, name: str, text: str) -> None:
         self.problems.append(Problem(kind, name, text))
 
@@ -270,6 +305,18 @@ def _quantised(names: Iterable[str]) -> set[str]:
     }
     absmax = {name.removesuffix(".absmax") for name in found if name.endswith(".absmax")}
     return found | ((scaled | absmax) & known)
+
+
+def _check_rename(rename: object) -> None:
+    if isinstance(rename, Mapping):
+        for name in (*rename, *rename.values()):
+            if not isinstance(name, str):
+                raise TypeError(f"rename maps names to names; {safe(repr(name))} is not a string")
+    elif rename is not None and not callable(rename):
+        raise TypeError(
+            f"rename={safe(repr(rename))} is neither a mapping from names in tuned to names in "
+            "base nor a function"
+        )
 
 
 def _renamed(tuned: Checkpoint, rename: Rename | None) -> dict[str, str]:

@@ -6,19 +6,23 @@ import fnmatch
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias
 
 from pytest_subnet.errors import PairMismatchError, SelectionError
-from pytest_subnet.pairs.kinds import kind_of
+from pytest_subnet.pairs.alignment import names_in_base
+from pytest_subnet.pairs.model_pair import check_pair
 from pytest_subnet.pairs.problems import describe
 from pytest_subnet.text import first_few, nearest, plural, safe
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from pytest_subnet.pairs.model_pair import ModelPair
 
 Patterns: TypeAlias = "str | Sequence[str]"
+
+_LONGEST_WORD = 100  # of a pattern; to compare endless words with all names would take minutes
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +56,13 @@ def select(
     Raises:
         SelectionError: a pattern matches no tensor, or nothing is left.
         PairMismatchError: a tensor that does not align is among the selected ones.
-        TypeError: a pattern or a kind is no string.
+        TypeError: a pattern or a kind is no string, or `pair` is no pair.
     """
+    check_pair(pair)
     names = [tensor.name for tensor in pair.tensors] + [p.name for p in pair.problems]
-    included = _matching("include", include, names)
-    excluded = _matching("exclude", exclude, names)
+    aliases = _names_in_base(pair)
+    included = matching("include", include, names, aliases)
+    excluded = matching("exclude", exclude, names, aliases)
     of_kind = _known_kinds(pair, kinds)
 
     def wanted(name: str, kind: str) -> bool:
@@ -66,7 +72,7 @@ def select(
             and (of_kind is None or kind in of_kind)
         )
 
-    problems = [p for p in pair.problems if wanted(p.name, kind_of(p.name))]
+    problems = [p for p in pair.problems if wanted(p.name, pair.problem_kinds[p.name])]
     if problems:
         total = len(pair.tensors) + len(pair.problems)
         raise PairMismatchError(describe(problems, pair=pair.label, total=total), problems)
@@ -81,7 +87,8 @@ def select(
     return Selection(weights, apart)
 
 
-def _as_list(keyword: str, patterns: Patterns) -> list[str]:
+def as_list(keyword: str, patterns: Patterns) -> list[str]:
+    """One pattern or several as a list; `TypeError` where one is no string."""
     if not isinstance(patterns, Iterable):
         raise TypeError(f"{keyword} takes strings, not {type(patterns).__name__}")
     wanted = [patterns] if isinstance(patterns, str) else list(patterns)
@@ -91,13 +98,26 @@ def _as_list(keyword: str, patterns: Patterns) -> list[str]:
     return wanted
 
 
-def _matching(keyword: str, patterns: Patterns | None, names: Sequence[str]) -> set[str] | None:
+def _names_in_base(pair: ModelPair) -> dict[str, str]:
+    """What the base would call tensors that only the tuned checkpoint has, with their own names."""
+    alone = [p.name for p in pair.problems if p.kind in ("only tuned", "ambiguous")]
+    return names_in_base(alone, pair.base.names()) if alone else {}
+
+
+def matching(
+    keyword: str,
+    patterns: Patterns | None,
+    names: Sequence[str],
+    aliases: Mapping[str, str] = MappingProxyType({}),
+) -> set[str] | None:
+    """Those of `names` that a pattern matches, be it by an alias; None where all are meant."""
     if patterns is None:
         return None
     found: set[str] = set()
-    for pattern in _as_list(keyword, patterns):
+    for pattern in as_list(keyword, patterns):
         match = re.compile(fnmatch.translate(pattern)).match
         hits = [name for name in names if match(name)]
+        hits += [name for alias, name in aliases.items() if match(alias)]
         if not hits:
             raise SelectionError(
                 f"{keyword}={safe(pattern)!r} matches none of {plural(len(names), 'tensor')} "
@@ -107,19 +127,44 @@ def _matching(keyword: str, patterns: Patterns | None, names: Sequence[str]) -> 
     return found
 
 
-def _hint(pattern: str, names: Iterable[str]) -> str:
+def _hint(pattern: str, names: Sequence[str]) -> str:
+    """What was probably meant by a pattern that matches nothing."""
     if any(name.startswith(pattern) or name.endswith(pattern) for name in names):
         return "; a glob matches the whole name, write *…* around a part of one"
-    return nearest(pattern, names)
+    glob = pattern.strip("^$").replace(".*", "*").replace("\\.", ".")
+    if glob != pattern and any(fnmatch.fnmatchcase(name, glob) for name in names):
+        return f"; patterns are globs, not regular expressions, write {safe(glob)}"
+    return _nearest_part(pattern, names) or nearest(pattern, names)
+
+
+def _nearest_part(pattern: str, names: Sequence[str]) -> str:
+    """The pattern with its longest piece of text as the names spell it, where that is near."""
+    import difflib  # deferred: only a wrong pattern pays for it
+
+    pieces = re.split(r"[*?\[\]]", pattern)
+    word = max(pieces, key=len).strip(".")
+    if len(pieces) == 1 or not 0 < len(word) <= _LONGEST_WORD:
+        return ""
+    size = word.count(".") + 1
+    split = (name.split(".") for name in names)
+    parts = {".".join(part[at : at + size]) for part in split for at in range(len(part) - size + 1)}
+    for close in difflib.get_close_matches(word, sorted(parts), n=3, cutoff=0.7):
+        meant = pattern.replace(word, close)
+        if any(fnmatch.fnmatchcase(name, meant) for name in names):
+            return f"; did you mean {safe(meant)}?"
+    return ""
 
 
 def _known_kinds(pair: ModelPair, kinds: Patterns | None) -> set[str] | None:
     if kinds is None:
         return None
-    present = {tensor.kind for tensor in pair.tensors} | {kind_of(p.name) for p in pair.problems}
-    wanted = _as_list("kinds", kinds)
+    present = {tensor.kind for tensor in pair.tensors} | set(pair.problem_kinds.values())
+    wanted = as_list("kinds", kinds)
     for kind in wanted:
         if kind not in present:
             known = ", ".join(safe(each) for each in sorted(present))
-            raise SelectionError(f"kinds={safe(kind)!r} is no kind of {pair.label}; it has {known}")
+            raise SelectionError(
+                f"kinds={safe(kind)!r} is no kind of {pair.label}; it has {known}"
+                f"{nearest(kind, present)}"
+            )
     return set(wanted)

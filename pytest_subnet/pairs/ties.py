@@ -27,6 +27,11 @@ class Head(NamedTuple):
     head: str | None
     embedding: str | None
 
+    @property
+    def head_name(self) -> str:
+        """What the head is called, or would be if it were stored."""
+        return self.head or "lm_head.weight"
+
     def is_tied(self, *, ask_transformers: bool = False) -> bool | None:
         """Whether the model uses its embedding as its head; None when that is unclear.
 
@@ -39,8 +44,8 @@ class Head(NamedTuple):
                 return True
             if self.checkpoint.shows_ties or not self._alike(self.head, self.embedding):
                 return False
-        flag = config_flag(self.checkpoint.config)
-        return class_default(self.checkpoint.config) if flag is None and ask_transformers else flag
+        config = self.checkpoint.config
+        return tied_by_config(config) if ask_transformers else config_flag(config)
 
     def second_names(self) -> list[tuple[Checkpoint, str, str]]:
         """Where the head is stored beside the embedding with bytes of its own: as `ModelPair`."""
@@ -112,14 +117,26 @@ def config_flag(config: Mapping[str, object]) -> bool | None:
     return None
 
 
+def tied_by_config(config: Mapping[str, object]) -> bool | None:
+    """What the config states, or else what the model's class does; None when neither is known."""
+    flag = config_flag(config)
+    return class_default(config) if flag is None else flag
+
+
 def class_default(config: Mapping[str, object]) -> bool | None:
-    """What the model's class does when the config does not say; transformers is imported for it."""
+    """What the model's class does when the config does not say; transformers is imported for it.
+
+    None where transformers cannot be imported or does not know the class.
+    """
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         return None
-    from transformers import CONFIG_MAPPING
+    try:
+        from transformers import CONFIG_MAPPING
 
-    if model_type not in CONFIG_MAPPING:
+        if model_type not in CONFIG_MAPPING:
+            return None
+        default = getattr(CONFIG_MAPPING[model_type](), "tie_word_embeddings", None)
+    except ImportError:
         return None
-    default = getattr(CONFIG_MAPPING[model_type](), "tie_word_embeddings", None)
     return default if isinstance(default, bool) else None

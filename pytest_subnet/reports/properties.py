@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, TypeAlias
 
-from pytest_subnet.text import safe
+from pytest_subnet.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,10 +42,10 @@ def _flat(prefix: str, value: object) -> Iterator[tuple[str, Plain]]:
     match value:
         case dict():
             for key, part in value.items():
-                yield from _flat(f"{prefix}.{safe(key)}", part)
+                yield from _flat(f"{prefix}.{printable(key)}", part)
         case list() | tuple():
             if value:
-                yield prefix, "; ".join(map(safe, value))
+                yield prefix, "; ".join(map(printable, value))
         case bool():
             yield prefix, value
         case int():
@@ -55,4 +55,4 @@ def _flat(prefix: str, value: object) -> Iterator[tuple[str, Plain]]:
         case None:
             return
         case _:
-            yield prefix, safe(value)
+            yield prefix, printable(value)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from pytest_subnet.checkpoints.memory import TensorsCheckpoint, from_module
@@ -12,16 +14,16 @@ from pytest_subnet.errors import CheckpointError, SubnetError
 from pytest_subnet.pairs.model_pair import ModelPair
 from pytest_subnet.pairs.opening import open_pair
 from pytest_subnet.scan.gathering import declare, gather
-from pytest_subnet.scan.tolerance import SAME_BITS
+from pytest_subnet.scan.tolerance import SAME_BITS, Tolerance
 from pytest_subnet.text import plural, safe, size
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Sequence
+    from collections.abc import Hashable, Iterator
+    from types import TracebackType
 
     import torch
 
     from pytest_subnet.checkpoints.base import Buffer
-    from pytest_subnet.scan.tolerance import Tolerance
 
 KeepOn: TypeAlias = Literal["cpu", "device"]
 
@@ -72,10 +74,42 @@ class RecordedUpdate(ModelPair):
         return f"<RecordedUpdate {self.label}: {plural(len(self.tensors), 'tensor')}, {kept}>"
 
 
-@contextmanager
+class Recording(AbstractContextManager[RecordedUpdate]):
+    """What `record_update` gives: the block to enter, and nothing that can be measured."""
+
+    def __init__(
+        self, model: torch.nn.Module, keep_on: KeepOn, tolerances: tuple[Tolerance, ...]
+    ) -> None:
+        """Nothing is copied before the block is entered."""
+        self._arguments = model, keep_on, tolerances
+
+    def __enter__(self) -> RecordedUpdate:
+        """Copy the weights before; every block that is entered is an update of its own."""
+        self._block = _recorded(*self._arguments)
+        return self._block.__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        """Compare them with the weights after."""
+        return self._block.__exit__(kind, error, traceback)
+
+    def __getattr__(self, name: str) -> object:
+        """Only reached for what an update has and this has not."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise SubnetError(
+            "nothing was recorded: use `with record_update(model) as update:` around the training "
+            "step, and measure `update` after the block"
+        )
+
+
 def record_update(
-    model: torch.nn.Module, *, keep_on: KeepOn = "cpu", tolerances: Sequence[Tolerance] = ()
-) -> Iterator[RecordedUpdate]:
+    model: torch.nn.Module, *, keep_on: KeepOn = "cpu", tolerances: Iterable[Tolerance] = ()
+) -> Recording:
     """Record what a block of code does to the weights of `model`.
 
     The weights before are copied, once, and compared with the model's own when the block ends: its
@@ -88,14 +122,16 @@ def record_update(
             to compare for a model on a GPU.
         tolerances: to count besides same bits and 1e-5.
 
-    Yields:
-        The pair before → after, for every measure and assertion. The counts are frozen when the
-        block ends; what needs the weights again later is refused once the model has moved on.
+    Returns:
+        A context manager that gives the pair before → after, for every measure and assertion. The
+        counts are frozen when the block ends; what needs the weights again later is refused once
+        the model has moved on.
 
     Raises:
         SubnetError: the copy does not fit on the device; or, from any measure, the block has not
             ended or raised.
         CheckpointError: the model has weights that cannot be compared.
+        TypeError: `model` is no module, or a tolerance is no `Tolerance`.
         ValueError: an unknown `keep_on`.
 
     >>> with record_update(model) as update:
@@ -103,8 +139,39 @@ def record_update(
     >>> assert_updated(update, "*").moved
     2
     """
+    import torch
+
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"record_update takes an nn.Module, got {_kind(model)}; {_meant(model)}")
     if keep_on not in get_args(KeepOn):
-        raise ValueError(f"keep_on={keep_on!r} is not one of 'cpu', 'device'")
+        raise ValueError(f"keep_on={safe(repr(keep_on))} is not one of 'cpu', 'device'")
+    return Recording(model, keep_on, _checked(tolerances))
+
+
+def _checked(tolerances: object) -> tuple[Tolerance, ...]:
+    if not isinstance(tolerances, Iterable):
+        raise TypeError(f"tolerances takes a list of Tolerance, got {_kind(tolerances)}")
+    found = tuple(tolerances)
+    for each in found:
+        if not isinstance(each, Tolerance):
+            raise TypeError(f"tolerances takes objects of Tolerance, got {_kind(each)} among them")
+    return found
+
+
+def _meant(model: object) -> str:
+    if isinstance(model, str | os.PathLike):
+        return "checkpoints on disk are compared by open_pair(base, tuned)"
+    return "pass the model itself"
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else safe(type(value).__name__)
+
+
+@contextmanager
+def _recorded(
+    model: torch.nn.Module, keep_on: KeepOn, tolerances: tuple[Tolerance, ...]
+) -> Iterator[RecordedUpdate]:
     source = from_module(model)
     update = RecordedUpdate(_unique_bytes(source), keep_on)
     update.__dict__["tolerances"] = tolerances
@@ -171,7 +238,7 @@ class _Frozen(TensorsCheckpoint):
     """
 
     def __init__(self, live: TensorsCheckpoint) -> None:
-        self.__dict__.update(live.__dict__)
+        self.__dict__.update(live.__dict__, is_live=False)
         self._prints = {name: live.fingerprint(name) for name in live.names()}
         self._live = live
         self._checked: set[str] = set()

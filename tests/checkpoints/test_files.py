@@ -205,9 +205,7 @@ def test_stamp_follows_links(file: Path) -> None:
 def test_stamp_refuses_what_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         stamp(tmp_path)
-    assert str(caught.value) == (
-        f"{tmp_path} is a directory, not a file; put the file of weights there"
-    )
+    assert str(caught.value) == (f"{tmp_path} is a directory, not a file; put the file there")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are POSIX's")

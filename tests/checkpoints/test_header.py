@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from pytest_subnet import CheckpointError
+from pytest_subnet import CheckpointError, open_checkpoint
 from pytest_subnet.checkpoints.dtypes import BY_CODE
 from pytest_subnet.checkpoints.header import read_header
 
@@ -155,7 +155,10 @@ def test_refuses_what_the_library_refuses(
         # A field of tomorrow could change what the bytes mean; the library overlooks it.
         ({**WEIGHT, "x": 1}, "a is not given as exactly dtype, shape and data_offsets"),
         (entry("U8", [0, 2**63], 0, 0), f"a has the impossible shape [0, {2**63}]"),
+        (entry("U8", [1] * 65, 0, 1), "a has a shape of 65 dimensions"),
+        (entry("U8", [1] * 10**6, 0, 1), "a has a shape of 1,000,000 dimensions"),
     ],
+    ids=["field", "entries", "65 dimensions", "a million dimensions"],
 )
 def test_refuses_what_the_library_overlooks(
     tmp_path: Path,
@@ -247,7 +250,7 @@ def test_refuses_endless_nesting(
 def test_message_about_endless_values_is_short(
     tmp_path: Path, write_raw: Callable[..., Path], refusal: Callable[[Any], str]
 ) -> None:
-    header = {"n" * 1_000_000: entry("F32", [1] * 1_000_000, 0, 10**4000)}
+    header = {"n" * 1_000_000: entry("F32", [1] * 64, 0, 10**4000)}
     text = refusal(write_raw(tmp_path / "model.safetensors", header))
     assert "nnn… is F32[1, 1, 1, " in text
     assert len(text) < 1500
@@ -283,3 +286,11 @@ def test_file_that_shrinks_while_its_header_is_read_is_refused(
     monkeypatch.setattr(header, "stamp", lambda _: as_before)
     with pytest.raises(CheckpointError, match="it shrank while its header was read"):
         read_header(path)
+
+
+def test_as_many_dimensions_as_torch_works_with_are_read(
+    tmp_path: Path, write_raw: Callable[..., Path]
+) -> None:
+    header = {"a": entry("F32", [1] * 64, 0, 4)}
+    path = write_raw(tmp_path / "model.safetensors", header, torch.ones(1).numpy().tobytes())
+    assert open_checkpoint(path).read("a").dim() == 64

@@ -255,26 +255,27 @@ def test_second_time_the_hub_is_not_needed(client: Client, without: dict[str, st
     assert client.open(*sources) == first == [opened(sources[0], 2), opened(sources[1], 3)]
 
 
-def test_what_the_hub_does_not_have(client: Client) -> None:
+def test_what_the_hub_does_not_have(client: Client, tmp_path: Path) -> None:
     sources = ["org/none", "org/private", "org/gated", "org/single@v9", "org/empty"]
     advice = (
         "check the spelling, and log in with `hf auth login` if the repository is private or gated"
     )
+    here = f"here (looked in {tmp_path})"
     assert client.open(*sources) == [
-        f"org/none is no path here, and the hub answered 404 for it; {advice}",
-        f"org/private is no path here, and the hub answered 401 for it; {advice}",
-        f"org/gated is no path here, and the hub answered 403 for it; {advice}",
+        f"org/none is no path {here}, and the hub answered 404 for it; {advice}",
+        f"org/private is no path {here}, and the hub answered 401 for it; {advice}",
+        f"org/gated is no path {here}, and the hub answered 403 for it; {advice}",
         "org/single on the hub has no revision v9; name a branch, a tag or a commit of it",
         "org/empty has no weights: it holds config.json; looked for *.safetensors, *.bin and *.pt "
         "with or without an index; did the trainer save the model into another directory?",
     ]
 
 
-def test_hub_that_cannot_be_reached(client: Client) -> None:
+def test_hub_that_cannot_be_reached(client: Client, tmp_path: Path) -> None:
     client.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
     said = (
-        "org/name is neither a path here nor in the hub's cache, and the hub cannot be reached; "
-        "check the path, or the network and HF_ENDPOINT"
+        f"org/name is neither a path here (looked in {tmp_path}) nor in the hub's cache, and the "
+        "hub cannot be reached; check the path, or the network and HF_ENDPOINT"
     )
     assert client.open("org/name") == [said]
     client.environ["HF_HUB_OFFLINE"] = "1"

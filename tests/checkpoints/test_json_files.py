@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -64,4 +65,14 @@ def test_name_that_occurs_twice_is_refused_where_it_matters(tmp_path: Path) -> N
 
 def test_directory_in_its_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").mkdir()
-    assert message(tmp_path / "config.json").startswith(f"cannot read {tmp_path / 'config.json'}: ")
+    assert message(tmp_path / "config.json") == (
+        f"{tmp_path / 'config.json'} is a directory, not a file; put the file there"
+    )
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are POSIX's")
+def test_pipe_in_its_place_is_refused_before_it_is_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    assert message(tmp_path / "config.json") == (
+        f"{tmp_path / 'config.json'} is a pipe or a device, not a file; put the file there"
+    )

@@ -318,6 +318,179 @@ def test_tensor_gives_the_very_one() -> None:
     assert from_module(module).tensor("proj.weight") is module.proj.weight
 
 
+def replace(module: Any) -> None:
+    module.proj.weight = nn.Parameter(torch.zeros(4, 4))
+
+
+def replace_module(module: Any) -> None:
+    module.proj = nn.Linear(4, 4, bias=False)
+
+
+def remove(module: Any) -> None:
+    del module.proj
+
+
+def parametrize(module: Any) -> None:
+    torch.nn.utils.parametrizations.weight_norm(module.proj)
+
+
+def put_in(module: Any) -> None:
+    module.proj.weight.data = torch.zeros(4, 4)
+
+
+@pytest.mark.parametrize("change", [replace, replace_module, remove, parametrize])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_replaced_parameter_is_never_read_as_it_was(
+    change: Callable[[Any], None], wrapped: bool
+) -> None:
+    module: Any = Block()
+    checkpoint = open_checkpoint(nn.DataParallel(module) if wrapped else module)
+    before = checkpoint.identity()
+    change(module)
+    assert checkpoint.identity() != before
+    for access in (checkpoint.read, checkpoint.view, checkpoint.fingerprint):
+        with pytest.raises(CheckpointError) as caught:
+            access("proj.weight")
+        assert str(caught.value) == (
+            "proj.weight of Block was replaced or removed after the model was opened; open the "
+            "model again"
+        )
+    assert torch.equal(checkpoint.read("norm.weight"), torch.ones(4))  # the others are as they were
+
+
+def test_a_replaced_buffer_is_never_read_as_it_was() -> None:
+    module = Block()
+    checkpoint = open_checkpoint(module)
+    module.norm.running_mean = torch.ones(4)
+    with pytest.raises(CheckpointError, match=r"norm\.running_mean of Block was replaced"):
+        checkpoint.read("norm.running_mean")
+
+
+def test_new_data_of_a_parameter_is_read() -> None:
+    module = Block()
+    checkpoint = open_checkpoint(module)
+    before = checkpoint.identity()
+    put_in(module)
+    assert checkpoint.identity() != before
+    assert not checkpoint.read("proj.weight").any()
+
+
+def test_a_new_parameter_around_the_same_memory_is_the_same() -> None:
+    module = Block()
+    checkpoint = open_checkpoint(module)
+    module.proj.weight = nn.Parameter(module.proj.weight.data, requires_grad=False)
+    assert torch.equal(checkpoint.read("proj.weight"), module.proj.weight)
+
+
+@pytest.mark.parametrize("change", [lambda module: module.half(), lambda module: module.double()])
+def test_a_cast_of_the_model_is_noticed(change: Callable[[nn.Module], object]) -> None:
+    module = Block()
+    checkpoint = open_checkpoint(module)
+    change(module)
+    for access in (checkpoint.read, checkpoint.view, checkpoint.fingerprint):
+        with pytest.raises(CheckpointError, match=r"proj\.weight of Block has another shape or dt"):
+            access("proj.weight")
+
+
+def test_a_parameter_that_a_hook_renames_is_followed() -> None:
+    module = Block()
+    module.register_state_dict_post_hook(
+        lambda module, state, *_: state.update(renamed=state.pop("proj.weight"))
+    )
+    checkpoint = open_checkpoint(module)
+    assert sorted(checkpoint.names()) == sorted(["renamed", *BLOCK[1:]])
+    replace(module)
+    with pytest.raises(CheckpointError, match="renamed of Block was replaced"):
+        checkpoint.read("renamed")
+
+
+class Detached(nn.Linear):
+    def state_dict(self, *args: Any, **keywords: Any) -> Tensors:
+        state = super().state_dict(*args, **keywords)
+        return {f"my.{name}": tensor.detach() for name, tensor in state.items()}
+
+
+def test_a_parameter_that_the_state_dict_detaches_and_renames_is_followed() -> None:
+    module = Detached(2, 2)
+    checkpoint = open_checkpoint(module)
+    assert checkpoint.names() == ["my.weight", "my.bias"]
+    with torch.no_grad():
+        module.weight.fill_(3)
+    assert torch.equal(checkpoint.read("my.weight"), torch.full((2, 2), 3.0))
+    module.weight = nn.Parameter(torch.zeros(2, 2))
+    with pytest.raises(CheckpointError, match=r"my\.weight of Detached was replaced"):
+        checkpoint.read("my.weight")
+
+
+def test_a_state_dict_that_raises_is_an_error_with_a_remedy(refusal: Refusal) -> None:
+    class Broken(nn.Linear):
+        def state_dict(self) -> Tensors:  # type: ignore[override]
+            raise AssertionError
+
+    assert refusal(Broken(2, 2)) == (
+        "the state_dict of Broken cannot be had (TypeError: test_a_state_dict_that_raises_is_an_"
+        "error_with_a_remedy.<locals>.Broken.state_dict() got an unexpected keyword argument "
+        "'keep_vars'); pass a mapping of its tensors, as dict(model.named_parameters())"
+    )
+
+
+def test_a_config_that_is_none_of_transformers_is_left_out() -> None:
+    class Config:
+        def to_dict(self, resolve: bool) -> dict[str, object]:
+            return {"tie_word_embeddings": resolve}
+
+    module = Block()
+    module.config = Config()  # type: ignore[assignment]
+    assert open_checkpoint(module).config == {}
+
+
+def test_a_parameter_that_a_hook_drops_is_a_weight_all_the_same() -> None:
+    def drop(module: Any, state: Tensors, *_: object) -> None:
+        del state["proj.weight"]
+
+    module = Block()
+    module.register_state_dict_post_hook(drop)
+    assert "proj.weight" not in module.state_dict()
+    checkpoint = open_checkpoint(module)
+    assert checkpoint.names() == [*BLOCK[1:], "proj.weight"]
+    assert torch.equal(checkpoint.read("proj.weight"), module.proj.weight)
+
+
+def test_a_parameter_that_a_hook_splits_is_not_counted_twice() -> None:
+    def split(module: Any, state: Tensors, *_: object) -> None:
+        weight = state.pop("proj.weight")
+        state.update(q=weight[:2], k=weight[2:])
+
+    module = Block()
+    module.register_state_dict_post_hook(split)
+    assert sorted(open_checkpoint(module).names()) == sorted([*BLOCK[1:], "q", "k"])
+
+
+def test_a_module_knows_its_buffers_and_a_mapping_does_not() -> None:
+    module = Block()
+    checkpoint = open_checkpoint(module)
+    assert checkpoint.shows_buffers
+    assert checkpoint.buffers == {*BLOCK[3:], "scratch"} & set(BLOCK)
+    assert not open_checkpoint(module.state_dict()).shows_buffers
+
+
+@pytest.mark.parametrize("settings", [{"scale": 1.0}, None, torch.ones(3)])
+def test_settings_that_torch_keeps_in_a_state_dict_are_no_weights(
+    tmp_path: Path, settings: object
+) -> None:
+    class Scaled(nn.Linear):
+        def get_extra_state(self) -> Any:
+            return settings
+
+        def set_extra_state(self, state: Any) -> None: ...
+
+    module = nn.Sequential(Scaled(2, 2, bias=False))
+    assert "0._extra_state" in module.state_dict()
+    torch.save(module.state_dict(), tmp_path / "model.pt")
+    for source in (module, module.state_dict(), tmp_path / "model.pt"):
+        assert open_checkpoint(source).names() == ["0.weight"]
+
+
 def freed() -> torch.Tensor:
     tensor = torch.ones(2)
     tensor.untyped_storage().resize_(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -219,6 +220,79 @@ def test_two_checkpoints_in_one_directory(
     )
 
 
+@pytest.mark.parametrize(
+    ("single", "suffix"), [("model.safetensors", "safetensors"), ("pytorch_model.bin", "bin")]
+)
+def test_one_file_beside_the_shards_of_another_save(
+    tmp_path: Path, refusal: Refusal, single: str, suffix: str
+) -> None:
+    stem = single.partition(".")[0]
+    shards = [f"{stem}-0000{number}-of-00002.{suffix}" for number in (1, 2)]
+    for name in (single, *shards):
+        torch.save(TENSORS, tmp_path / name)
+    if suffix == "safetensors":
+        save_file(TENSORS, tmp_path / single)
+    assert refusal(tmp_path) == (
+        f"{tmp_path} holds two checkpoints: {single} and {', '.join(shards)}; "
+        "remove the stale one, or pass the file that counts"
+    )
+    assert open_checkpoint(tmp_path / single).names() == ["a"]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("adapter_config.json", "adapter_model.safetensors"),
+        ("adapter_config.json", "adapter_model.bin", "optimizer.pt", "training_args.bin"),
+        ("adapter_model.safetensors",),
+        ("adapter_model.safetensors.index.json", "adapter_model-00001-of-00002.safetensors"),
+        ("adapter_config.json", "README.md"),
+    ],
+)
+def test_adapter_is_not_a_whole_model(
+    tmp_path: Path, refusal: Refusal, files: tuple[str, ...]
+) -> None:
+    for name in files:
+        (tmp_path / name).write_text("{}")
+    assert refusal(tmp_path) == (
+        f"{tmp_path} is a PEFT adapter, not a whole model; merge it into its base "
+        "(merge_and_unload, then save_pretrained) and pass the directory of the merged model"
+    )
+
+
+def test_an_adapter_that_is_named_is_what_is_wanted(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    save_file(TENSORS, tmp_path / "adapter_model.safetensors")
+    assert open_checkpoint(tmp_path / "adapter_model.safetensors").names() == ["a"]
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("adapter", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_an_adapter_beside_a_model(
+    tmp_path: Path, refusal: Refusal, weights: str, adapter: str
+) -> None:
+    for name in (weights, adapter, "adapter_config.json"):
+        (tmp_path / name).write_text("{}")
+    assert refusal(tmp_path) == (
+        f"{tmp_path} holds a model and an adapter: {weights}, {adapter}; which of them counts "
+        "cannot be known, merge them (merge_and_unload, then save_pretrained), remove one, or "
+        "pass the file that counts"
+    )
+
+
+def test_the_config_of_an_adapter_beside_merged_weights_says_nothing(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    save_file(TENSORS, tmp_path / "model.safetensors")
+    assert open_checkpoint(tmp_path).names() == ["a"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are POSIX's")
+def test_pipe_in_place_of_the_config_is_not_waited_for(tmp_path: Path, refusal: Refusal) -> None:
+    save_file(TENSORS, tmp_path / "model.safetensors")
+    os.mkfifo(tmp_path / "config.json")
+    assert refusal(tmp_path).startswith(f"{tmp_path / 'config.json'} is a pipe or a device")
+
+
 def test_several_files_and_no_index(tmp_path: Path, refusal: Refusal) -> None:
     for name in ("a", "b"):
         save_file(TENSORS, tmp_path / f"{name}.safetensors")
@@ -252,7 +326,7 @@ def test_one_shard_of_one_is_the_whole(tmp_path: Path) -> None:
 def test_directory_in_place_of_a_file(tmp_path: Path, refusal: Refusal, name: str) -> None:
     (tmp_path / name).mkdir()
     assert refusal(tmp_path) == (
-        f"{tmp_path / name} is a directory, not a file; put the file of weights there"
+        f"{tmp_path / name} is a directory, not a file; put the file there"
     )
 
 
@@ -265,11 +339,26 @@ def test_file_in_another_format(tmp_path: Path, refusal: Refusal, name: str) -> 
     )
 
 
-@pytest.mark.parametrize("source", [None, 3, [TENSORS], torch.ones(2), b"path", {1, 2}])
+@pytest.mark.parametrize(
+    "source", [None, 3, [TENSORS], torch.ones(2), b"path", {1, 2}, torch.nn.Linear]
+)
 def test_source_of_another_type_is_a_type_error(source: Any) -> None:
     with pytest.raises(TypeError) as caught:
         open_checkpoint(source)
     assert str(caught.value) == (
         "a checkpoint is a path, a hub id, a module or a mapping of tensors, "
         f"not {type(source).__name__}"
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps a directory that is in use")
+def test_a_current_directory_that_was_removed(
+    tmp_path: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert refusal("runs/one") == (
+        "cannot look for runs/one: the current directory was removed; change to one that is "
+        "there, or pass an absolute path"
     )

@@ -84,9 +84,7 @@ def test_shard_behind_a_link_is_read(root: Path, weights: dict[str, torch.Tensor
 def test_directory_in_place_of_a_shard(root: Path, refusal: Refusal) -> None:
     (root / FIRST).unlink()
     (root / FIRST).mkdir()
-    assert refusal(root) == (
-        f"{root / FIRST} is a directory, not a file; put the file of weights there"
-    )
+    assert refusal(root) == (f"{root / FIRST} is a directory, not a file; put the file there")
 
 
 def test_tensor_in_a_shard_but_not_in_the_index(root: Path, refusal: Refusal) -> None:

@@ -158,6 +158,21 @@ def test_weights_in_a_trainers_file(
     assert checkpoint.names() == ["a"]
 
 
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(2)}}}], "lr_schedulers": []},
+        {"rng_state": torch.zeros(2).byte(), "scaler": {"scale": torch.ones(1)}},
+        {"args": {"lr": 0.1, "betas": (0.9, 0.95)}, "head": {"kind": "linear"}, "epoch": 3},
+    ],
+)
+def test_what_trainers_save_beside_the_weights_is_left_out(
+    tmp_path: Path, beside: dict[str, Any]
+) -> None:
+    torch.save({"model": {"a": torch.ones(2)}, **beside}, tmp_path / "last.pt")
+    assert open_checkpoint(tmp_path / "last.pt").names() == ["a"]
+
+
 def test_settings_beside_the_weights_are_no_weights(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(2), "step": 3, "args": {"lr": 0.1}}, tmp_path / "last.pt")
     assert open_checkpoint(tmp_path / "last.pt").names() == ["a"]
@@ -187,6 +202,22 @@ def test_settings_beside_the_weights_are_no_weights(tmp_path: Path) -> None:
             {"a": torch.ones(2), "encoder": {"b": torch.ones(2)}},
             "holds tensors under encoder; which of them are the weights cannot be known, "
             "save the model's state_dict alone",
+        ),
+        *(
+            (
+                value,
+                f"holds tensors under {keys}; which of them are the weights cannot be known, "
+                "save the model's state_dict alone",
+            )
+            for value, keys in (
+                ({"w": torch.ones(2), "experts": [torch.ones(2)]}, "experts"),
+                ({"w": torch.ones(2), "x": {"y": ({"z": torch.ones(2)},)}}, "x"),
+                ({"w": torch.ones(2), "optimizer": {"w": torch.ones(2)}}, "optimizer"),
+                ({"model": {"w": torch.ones(2)}, "head": torch.ones(2)}, "model, head"),
+                ({"model": {"w": torch.ones(2)}, "lora": {"a": torch.ones(2)}}, "model, lora"),
+                ({"model": {"w": torch.ones(2)}, "ema": [torch.ones(2)]}, "model, ema"),
+                ({"model": {"w": torch.ones(2), "x": [torch.ones(2)]}}, "x"),
+            )
         ),
     ],
 )
@@ -436,6 +467,21 @@ def test_file_that_is_cut_short_after_it_was_opened_ends_no_process(tmp_path: Pa
     os.truncate(path, 100_000)
     with pytest.raises(CheckpointError, match=r"model\.bin ends at byte 100,000"):
         checkpoint.read("a")
+
+
+@pytest.mark.parametrize("access", ["fingerprint", "view", "read"])
+def test_tensor_in_another_order_of_a_file_that_was_cut_short_ends_no_process(
+    tmp_path: Path, access: str
+) -> None:
+    path = tmp_path / "model.bin"
+    torch.save({"a": torch.arange(400_000.0).view(200, 2000).t()}, path)
+    checkpoint = open_checkpoint(path)
+    os.truncate(path, 2000)
+    with pytest.raises(CheckpointError) as caught:
+        getattr(checkpoint, access)("a")
+    assert str(caught.value) == (
+        f"{path} changed after it was opened; wait until it is written, then open it again"
+    )
 
 
 def test_unknown_name_and_range(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -180,3 +181,15 @@ def test_a_damaged_tokenizer_is_one_line_in_our_words(pair, tmp_path):
 
     with pytest.raises(CheckpointError, match=r"cannot load the tokenizer of tuned: [^\n]+$"):
         load_causal_lm_pair(pair, "cpu")
+
+
+def test_without_transformers_it_says_what_to_install(pair, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+
+    with pytest.raises(CheckpointError) as caught:
+        load_causal_lm_pair(pair, "cpu")
+
+    assert str(caught.value) == (
+        "transformers cannot load base as a causal language model: transformers is not installed; "
+        "pip install transformers"
+    )

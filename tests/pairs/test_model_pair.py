@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from pytest_subnet import CheckpointError, ModelPair, open_checkpoint, open_pair
 from pytest_subnet.pairs import TensorPair
+from pytest_subnet.scan import SAME_BITS
+from pytest_subnet.scan.gathering import gather
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,6 +96,30 @@ def test_a_file_that_was_written_to_is_noticed(save: Callable[..., Path], side: 
     file.write_bytes(file.read_bytes() + b"\0")
     with pytest.raises(CheckpointError, match=f"{side} changed after the pair was opened; wait"):
         pair.check_unchanged()
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_file_that_was_replaced_before_it_was_paired_is_noticed(
+    tmp_path: Path, suffix: str, side: int
+) -> None:
+    def write(path: Path, **further: torch.Tensor) -> None:
+        tensors = {**further, **model()}
+        save_file(tensors, path) if suffix == "safetensors" else torch.save(tensors, path)
+
+    paths = [tmp_path / f"{name}.{suffix}" for name in ("base", "tuned")]
+    for path in paths:
+        write(path)
+    base, tuned = (open_checkpoint(path) for path in paths)
+    tensors = open_pair(base, tuned).tensors
+    write(paths[side], added=torch.ones(50))
+    with pytest.raises(CheckpointError) as caught:
+        open_pair(base, tuned)
+    assert str(caught.value) == (
+        f"{paths[side]} changed after it was opened; wait until it is written, then open it again"
+    )
+    with pytest.raises(CheckpointError, match="changed after the pair was opened"):
+        gather(ModelPair(base, tuned, tensors=tensors), [0], SAME_BITS)
 
 
 def test_a_module_that_was_trained_is_noticed() -> None:

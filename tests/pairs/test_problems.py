@@ -48,7 +48,7 @@ def test_a_resized_vocabulary_is_a_problem_with_its_remedy() -> None:
     pair = open_pair(grown(64), grown(70))
     assert [problem.name for problem in pair.problems] == list(grown(1))
     assert pair.problems[0] == Problem(
-        "reshaped", EMBED, 'f32[64,4] -> f32[70,4]  (6 rows added; allow with vocab="common")'
+        "reshaped", EMBED, 'f32[64,4] -> f32[70,4], 6 rows added; allow with vocab="common"'
     )
 
 
@@ -155,6 +155,14 @@ def test_options_are_checked_before_anything_is_opened(options: dict[str, str], 
         open_pair("no such directory", "nor this one", **options)
 
 
+@pytest.mark.parametrize("keyword", ["vocab", "as_dtype", "device", "engine"])
+def test_an_endless_option_is_shown_short_and_escaped(keyword: str) -> None:
+    with pytest.raises(ValueError, match=f"^{keyword}=") as caught:
+        open_pair("base", "tuned", **{keyword: "\x1b[2J" + "x" * 100_000})
+    assert len(str(caught.value)) < 500
+    assert str(caught.value).isprintable()
+
+
 def test_the_whole_message() -> None:
     base = {EMBED: torch.zeros(64, 4), "a": torch.zeros(2), "b": torch.zeros(2)}
     tuned = {EMBED: torch.zeros(70, 4), "a": torch.zeros(2)}
@@ -164,10 +172,10 @@ def test_the_whole_message() -> None:
         "tensors do not pair: 1 only base, 1 reshaped (of 3 tensors)\n"
         "  pair       dict of tensors -> dict of tensors\n"
         "  only base  b\n"
-        "  reshaped   model.embed_tokens.weight  f32[64,4] -> f32[70,4]  "
-        '(6 rows added; allow with vocab="common")\n'
+        "  reshaped   model.embed_tokens.weight  f32[64,4] -> f32[70,4], 6 rows added\n"
         '  to mend    say with rename={"name in tuned": "name in base"} where names differ; '
-        "leave tensors out with exclude="
+        'allow with vocab="common"; leave tensors out with exclude=\n'
+        "             (rename=, vocab= and as_dtype= go to open_pair or the model_pair marker)"
     )
     assert [problem.name for problem in caught.value.problems] == ["b", EMBED]
 
@@ -179,3 +187,80 @@ def test_a_long_list_is_cut_and_every_kind_keeps_its_remedy() -> None:
     assert "… 1,193 more" in text
     assert "gather sharded weights before saving them; dequantise both sides" in text
     assert "\x1b" not in text
+
+
+def test_the_same_advice_is_given_once_however_many_tensors_need_it() -> None:
+    pair = open_pair(grown(64), grown(70))
+    text = describe(pair.problems, pair="a -> b", total=3)
+    assert text.count("6 rows added") == 3
+    assert text.count("allow with") == 1
+
+
+def test_exclude_is_not_offered_by_what_does_not_take_it() -> None:
+    problems = [Problem("empty", "w", "has no entries in base")]
+    assert "exclude=" in describe(problems, pair="a -> b", total=2)
+    assert describe(problems, pair="a -> b", total=2, can_exclude=False) == (
+        "tensors do not pair: 1 empty (of 2 tensors)\n"
+        "  pair       a -> b\n"
+        "  empty      w  has no entries in base\n"
+        "  to mend    gather sharded weights before saving them"
+    )
+
+
+def test_two_different_models_are_called_so() -> None:
+    one = {f"layers.{i}.weight": torch.zeros(4, 4) for i in range(3)}
+    said = "probably   two different models; check which checkpoints are compared"
+    for other in (
+        {name: torch.zeros(5, 5) for name in one},
+        {f"blocks.{i}.w": torch.zeros(4, 4) for i in range(3)},
+    ):
+        with pytest.raises(PairMismatchError) as caught:
+            select(open_pair(one, other))
+        assert said in str(caught.value)
+    with pytest.raises(PairMismatchError) as caught:
+        select(open_pair(one, {**one, "layers.0.weight": torch.zeros(5, 5)}))
+    assert said not in str(caught.value)
+
+
+class Masked(torch.nn.Module):
+    """A buffer that no list of names knows."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(4))
+        self.register_buffer("curve_table", torch.zeros(size))
+
+
+def test_a_problem_has_the_kind_of_its_tensor_also_where_only_the_module_knows_it() -> None:
+    pair = open_pair(Masked(3), Masked(4))
+    assert pair.problem_kinds == {"curve_table": "buffer"}
+    with pytest.raises(PairMismatchError, match="curve_table"):
+        select(pair, kinds="buffer")
+    with pytest.raises(PairMismatchError, match="curve_table"):
+        select(pair, kinds=["weight", "buffer"])
+    assert [pair.tensors[row].name for row in select(pair, kinds="weight").rows] == ["weight"]
+
+
+def test_a_parameter_is_no_buffer_whatever_it_is_called() -> None:
+    def model() -> torch.nn.Module:
+        module = torch.nn.Module()
+        module.attn = torch.nn.Linear(4, 4)
+        return module
+
+    kinds = {t.name: (t.kind, t.is_weight) for t in open_pair(model(), model()).tensors}
+    assert kinds["attn.bias"] == ("bias", True)
+    states = [model().state_dict(), model().state_dict()]
+    assert {t.name: t.kind for t in open_pair(*states).tensors}["attn.bias"] == "buffer"
+
+
+@pytest.mark.parametrize("rename", ["norm", ["a", "b"], 3, {"a": 1}, {1: "a"}, {b"a": "a"}])
+def test_what_is_no_rename_is_a_type_error_before_anything_is_opened(rename: object) -> None:
+    with pytest.raises(TypeError, match=r"^rename(=.* is neither a mapping| maps names to names)"):
+        open_pair("no such directory", "nor this one", rename=rename)
+
+
+def test_a_device_of_torch_is_a_device() -> None:
+    one = {"w": torch.zeros(2)}
+    assert open_pair(one, {"w": torch.ones(2)}, device=torch.device("cpu")).device == "cpu"
+    with pytest.raises(ValueError, match="device='meta' is not one of"):
+        open_pair("no such directory", "nor this one", device=torch.device("meta"))

@@ -79,6 +79,64 @@ def test_a_name_that_is_nearly_right_gets_a_hint(pair: ModelPair) -> None:
         select(pair, include="model.nomr.weight")
 
 
+@pytest.mark.parametrize(
+    ("pattern", "hint"),
+    [
+        ("*nrom*", "; did you mean *norm*?"),
+        ("*.0.*.up_porj.weight", "; did you mean *.0.*.up_proj.weight?"),
+        ("*.10.*.down_porj.weight", "; did you mean *.10.*.up_proj.weight?"),
+        ("*.up_porj.weight", "; did you mean *.up_proj.weight?"),
+        ("*input_layernrom.weight", "; did you mean *input_layernorm.weight?"),
+        (".*norm.*", "; patterns are globs, not regular expressions, write *norm*"),
+        (
+            r"^model\.layers\..*$",
+            "; patterns are globs, not regular expressions, write model.layers.*",
+        ),
+        ("*" + "x" * 100_000, ""),
+        ("*", None),
+    ],
+)
+def test_what_was_probably_meant_is_said(pair: ModelPair, pattern: str, hint: str | None) -> None:
+    if hint is None:
+        assert select(pair, include=pattern).rows
+        return
+    with pytest.raises(SelectionError) as caught:
+        select(pair, include=pattern)
+    assert str(caught.value).endswith(f"… 5 more){hint}")
+    assert len(str(caught.value)) < 600
+
+
+def test_a_kind_that_is_nearly_right_gets_a_hint(pair: ModelPair) -> None:
+    with pytest.raises(SelectionError, match=r"up_proj; did you mean up_proj\?$"):
+        select(pair, kinds="upproj")
+
+
+@pytest.mark.parametrize("wrong", ["runs/tuned", None, 3, ({"w": 1}, {"w": 2})])
+def test_what_is_no_pair_is_a_type_error_that_says_what_to_pass(wrong: object) -> None:
+    with pytest.raises(TypeError) as caught:
+        select(wrong)
+    assert str(caught.value) == (
+        f"a ModelPair is needed, got {type(wrong).__name__}; make one with open_pair(base, tuned), "
+        "or take the fixture model_pair"
+    )
+
+
+@pytest.mark.parametrize("prefix", ["module.", "base_model.model.", "_orig_mod."])
+def test_what_only_the_wrapped_tuned_side_has_does_not_escape_a_pattern_of_the_base(
+    prefix: str,
+) -> None:
+    base = {name: torch.zeros(4, 4) for name in NAMES}
+    extra = "model.layers.11.mlp.up_proj.weight"
+    tuned = {prefix + name: torch.zeros(4, 4) for name in [*NAMES, extra]}
+    pair = open_pair(base, tuned)
+    assert [problem.name for problem in pair.problems] == [prefix + extra]
+    for pattern in ("model.layers.*", extra, "*.up_proj.*", f"{prefix}*.11.*"):
+        with pytest.raises(PairMismatchError, match=extra):
+            select(pair, include=pattern)
+    assert chosen(pair, exclude=extra) == NAMES
+    assert chosen(pair, include="*norm*") == [NAMES[3], NAMES[5]]
+
+
 def test_an_unknown_kind_is_an_error_that_lists_the_known(pair: ModelPair) -> None:
     with pytest.raises(
         SelectionError,

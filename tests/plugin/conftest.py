@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import shutil
 
-# A run in this process forgets what it was the first to import, and numpy cannot come twice.
+# A run in this process forgets what it was the first to import, and neither numpy nor a class that
+# others test for can come twice.
 import hypothesis.strategies  # noqa: F401
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
+from transformers import LlamaForCausalLM  # noqa: F401
 
-import pytest_subnet.findings.movement
-import pytest_subnet.findings.sparsity
-import pytest_subnet.findings.structure
+import pytest_subnet
+import pytest_subnet.scan.mask_kernel
 import pytest_subnet.scan.numba_kernel
 import pytest_subnet.scan.torch_kernel
-import pytest_subnet.training.recorder  # noqa: F401
 from pytest_subnet import open_pair, update_sparsity
 from pytest_subnet.scan import gathering
+
+for _name in pytest_subnet.__all__:
+    getattr(pytest_subnet, _name)
 
 _OUTER_RUN = ("CI", "BUILD_NUMBER", "GITHUB_ACTIONS", "NO_COLOR", "FORCE_COLOR", "PY_COLORS")
 _SHAPES = {

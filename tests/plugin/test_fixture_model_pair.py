@@ -8,10 +8,6 @@ USES_PAIR = """
     def test_pair(model_pair):
         assert len(model_pair.tensors) == 4
 """
-ADVICE = (
-    "on the command line, set subnet_base and subnet_tuned in the ini file, or mark the test with "
-    "@pytest.mark.model_pair(base=…, tuned=…)"
-)
 
 
 def test_the_pair_is_opened(project, pair_options):
@@ -21,21 +17,101 @@ def test_the_pair_is_opened(project, pair_options):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "missing"),
+    ("arguments", "message"),
     [
-        ((), "--subnet-base and --subnet-tuned"),
-        (("--subnet-tuned=tuned",), "--subnet-base"),
-        (("--subnet-base=base",), "--subnet-tuned"),
+        (
+            (),
+            "model_pair has no checkpoints: pass --subnet-base and --subnet-tuned on the command "
+            "line, set subnet_base and subnet_tuned in the ini file, or mark the test with "
+            "@pytest.mark.model_pair(base=…, tuned=…)",
+        ),
+        (
+            ("--subnet-tuned=tuned",),
+            "model_pair has no base checkpoint: pass --subnet-base on the command line, or set "
+            "subnet_base in the ini file",
+        ),
+        (
+            ("--subnet-base=base",),
+            "model_pair has no tuned checkpoint: pass --subnet-tuned on the command line, or set "
+            "subnet_tuned in the ini file",
+        ),
     ],
 )
-def test_a_missing_option_is_a_failure_that_names_it(project, arguments, missing):
+def test_a_missing_option_is_a_failure_that_names_it(project, arguments, message):
     project.makepyfile(USES_PAIR)
 
     result = project.runpytest(*arguments)
 
     result.assert_outcomes(errors=1)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    assert f"model_pair has no checkpoints: pass {missing} {ADVICE}" in result.outlines
+    assert message in result.outlines
+
+
+@pytest.mark.parametrize(
+    ("ini", "arguments", "sentence"),
+    [
+        ("subnet_tuned = nowhere", ["--subnet-base=base"], "subnet_tuned is set in tox.ini"),
+        (
+            "subnet_base = base\nsubnet_tuned = nowhere",
+            [],
+            "subnet_base and subnet_tuned are set in tox.ini",
+        ),
+    ],
+)
+def test_a_wrong_source_from_the_ini_file_is_traced_to_it(project, ini, arguments, sentence):
+    project.makeini(f"[pytest]\n{ini}")
+    project.makepyfile(USES_PAIR)
+
+    result = project.runpytest(*arguments)
+
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["no checkpoint at *nowhere: *", sentence], consecutive=True)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "message"),
+    [
+        ('{"base": "base"}', "needs tuned=…"),
+        ("{}", "needs base=… and tuned=…"),
+        ('"tuned"', "takes a mapping with base and tuned, not str"),
+        (
+            '{"base": "base", "tuned": "tuned", "xyz": 1}',
+            "does not know the keyword 'xyz'; it takes base, tuned, rename, vocab, as_dtype",
+        ),
+    ],
+)
+def test_a_wrong_parameter_of_its_own_is_a_failure_that_names_it(
+    project, pair_options, parameter, message
+):
+    project.makepyfile(
+        f"""
+        import pytest
+
+        @pytest.mark.parametrize("model_pair", [{parameter}], indirect=True)
+        def test_pair(model_pair): ...
+        """
+    )
+
+    result = project.runpytest(*pair_options)
+
+    result.assert_outcomes(errors=1)
+    assert f'parametrize("model_pair", …, indirect=True) {message}' in result.outlines
+
+
+def test_a_test_may_give_it_a_parameter(project):
+    project.makepyfile(
+        """
+        import pytest
+
+        PAIRS = [{"base": "base", "tuned": "tuned"}, {"base": "tuned", "tuned": "base"}]
+
+        @pytest.mark.parametrize("model_pair", PAIRS, indirect=True)
+        def test_pair(model_pair):
+            assert {model_pair.base.label, model_pair.tuned.label} == {"base", "tuned"}
+        """
+    )
+
+    project.runpytest().assert_outcomes(passed=2)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import shutil
 
+import pytest
+
 
 def passes(project, body, tests=1):
     project.makepyfile(body)
@@ -170,3 +172,31 @@ def test_what_cannot_be_opened_ends_at_the_line_that_asked(project):
         ],
         consecutive=True,
     )
+
+
+@pytest.mark.parametrize(
+    ("keyword", "message"),
+    [
+        ('vocab=["common"]', "vocab=['common'] is not a string"),
+        ("as_dtype={}", "as_dtype={} is not a string"),
+        (
+            'rename=["w"]',
+            "rename=['w'] is neither a mapping from names in tuned to names in base nor a function",
+        ),
+        ('rename={1: "a"}', "rename maps names to names; 1 is not a string"),
+        ('rename={"a": [1]}', "rename maps names to names; [1] is not a string"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_its_name(project, keyword, message):
+    project.makepyfile(
+        f"""
+        def test_asks(open_model_pair):
+            open_model_pair("base", "tuned", {keyword})
+        """
+    )
+
+    result = project.runpytest()
+
+    result.assert_outcomes(failed=1)
+    assert f"E       TypeError: {message}" in result.outlines
+    result.stdout.no_fnmatch_line("*fixtures.py*")

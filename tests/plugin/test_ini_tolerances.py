@@ -65,3 +65,12 @@ def test_what_is_no_tolerance_is_a_usage_error(project, value):
     result.stderr.fnmatch_lines(
         [f"ERROR: *.ini: subnet_tolerances: '{value}' is not atol=NUMBER or rtol=NUMBER"]
     )
+
+
+def test_without_an_ini_file_the_command_line_is_named(project):
+    result = project.runpytest("-o", "subnet_tolerances=1e-6")
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(
+        ["ERROR: -o: subnet_tolerances: '1e-6' is not atol=NUMBER or rtol=NUMBER"]
+    )

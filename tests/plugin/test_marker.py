@@ -8,7 +8,10 @@ NAMES_CHECKED = [
         'base="base", tunde="tuned"',
         "does not know the keyword 'tunde'; did you mean tuned?",
     ),
-    ('base="base", tuned="tuned", xyz=1', "does not know the keyword 'xyz'"),
+    (
+        'base="base", tuned="tuned", xyz=1',
+        "does not know the keyword 'xyz'; it takes base, tuned, rename, vocab, as_dtype",
+    ),
     ('tuned="tuned"', "needs base=…"),
     ("", "needs base=… and tuned=…"),
     ('base="base", tuned=""', "needs tuned=…"),
@@ -224,7 +227,8 @@ def test_a_wrong_mark_ends_collection_with_one_clean_error(project, arguments, m
     [
         ('vocab="comon"', "vocab='comon' is not one of 'strict', 'common'*"),
         ('as_dtype="int4"', "as_dtype='int4' is not one of *"),
-        ("rename=5", "*"),
+        ("rename=5", "rename=5 is neither a mapping from names in tuned to names in base nor *"),
+        ('rename={"w": ["x"]}', "rename maps names to names; ['x'] is not a string"),
     ],
 )
 def test_a_wrong_value_is_a_failure_without_a_traceback(project, keyword, message):
@@ -240,8 +244,141 @@ def test_a_wrong_value_is_a_failure_without_a_traceback(project, keyword, messag
     result = project.runpytest()
 
     result.assert_outcomes(errors=1)
+    message = message.replace("[", "[[]")
     result.stdout.fnmatch_lines([f"@pytest.mark.model_pair: {message}"])
     result.stdout.no_fnmatch_line("*fixtures.py*")
+
+
+@pytest.mark.parametrize("taken", ["request", "asked"])
+def test_a_pair_that_is_asked_for_in_the_test_is_the_marked_one(project, pair_options, taken):
+    project.makepyfile(
+        f"""
+        import pytest
+
+        @pytest.fixture
+        def asked(request):
+            return request
+
+        def test_before(model_pair):
+            assert model_pair.label == "base -> tuned"
+
+        @pytest.mark.model_pair(base="tuned", tuned="base")
+        def test_marked({taken}):
+            assert {taken}.getfixturevalue("model_pair").label == "tuned -> base"
+
+        def test_after(request):
+            assert request.getfixturevalue("model_pair").label == "base -> tuned"
+        """
+    )
+
+    project.runpytest(*pair_options).assert_outcomes(passed=3)
+
+
+def test_a_marked_test_that_takes_only_request_opens_nothing(project):
+    project.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.model_pair(base="nowhere", tuned="nowhere")
+        def test_marked(request): ...
+        """
+    )
+
+    project.runpytest("-W", "error").assert_outcomes(passed=1)
+
+
+def test_a_pair_from_a_parameters_own_mark_is_refused(project, pair_options):
+    project.makepyfile(
+        """
+        import pytest
+
+        OTHER = pytest.mark.model_pair(base="tuned", tuned="base")
+
+        @pytest.mark.parametrize("bound", [0.1, pytest.param(0.2, marks=OTHER)])
+        def test_marked(model_pair, bound):
+            assert model_pair.label == "base -> tuned"
+        """
+    )
+
+    result = project.runpytest(*pair_options)
+
+    result.assert_outcomes(passed=1, errors=1)
+    assert (
+        "@pytest.mark.model_pair in pytest.param(…, marks=…) comes too late to choose a pair; "
+        'write pytest.mark.parametrize("model_pair", [{"base": …, "tuned": …}], indirect=True), '
+        "or open the pair with the fixture open_model_pair"
+    ) in result.outlines
+
+
+UNITTEST = """
+    import pytest
+    import unittest
+
+    @pytest.mark.model_pair({arguments})
+    class TestRelease(unittest.TestCase):
+        @pytest.fixture(autouse=True)
+        def take(self, {fixture}): ...
+
+        def test_marked(self): ...
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            'base="tuned", tuned="base"',
+            "cannot choose the pair of a unittest.TestCase, which pytest does not parametrize; let "
+            "the class's autouse fixture take open_model_pair and open the pair",
+        ),
+        ('base="tuned", tunde="base"', "does not know the keyword 'tunde'; did you mean tuned?"),
+    ],
+)
+def test_a_marked_unittest_class_is_not_judged_by_another_pair(
+    project, pair_options, arguments, message
+):
+    project.makepyfile(UNITTEST.format(arguments=arguments, fixture="model_pair"))
+
+    result = project.runpytest(*pair_options)
+
+    result.assert_outcomes(errors=1)
+    assert f"@pytest.mark.model_pair {message}" in result.outlines
+
+
+def test_a_skipped_test_stays_skipped(project):
+    source = UNITTEST.format(arguments='base="base", tuned="tuned"', fixture="model_pair")
+    project.makepyfile(source.replace("def test", "@pytest.mark.skip\n        def test"))
+
+    project.runpytest().assert_outcomes(skipped=1)
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (
+            UNITTEST.format(arguments='base="base", tuned="tuned"', fixture="tmp_path"),
+            "pytest does not parametrize a unittest.TestCase",
+        ),
+        (
+            """
+            import pytest
+
+            @pytest.mark.model_pair(base="base", tuned="tuned")
+            def test_marked(): ...
+            """,
+            "the test does not take model_pair",
+        ),
+    ],
+)
+def test_a_mark_without_effect_is_a_warning(project, source, reason):
+    project.makepyfile(source)
+
+    result = project.runpytest("-W", "default::pytest.PytestWarning")
+
+    result.assert_outcomes(passed=1, warnings=1)
+    result.stdout.fnmatch_lines(
+        [f"*PytestWarning: @pytest.mark.model_pair has no effect * {reason}"]
+    )
 
 
 def test_the_marker_is_listed(project):

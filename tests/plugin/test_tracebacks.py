@@ -238,7 +238,7 @@ def test_an_error_that_was_never_raised_is_left_alone():
         ("assert_update_sparsity(pair, at_least=0.9)", ["85.71%", "below", "90.00"]),
         ("assert_update_sparsity(pair, at_most=0.8)", ["85.71%", "above", "80.00"]),
         ("assert_update_sparsity(same, at_least=0)", ["nothing moved"]),
-        ("assert_even_sparsity(pair, max_spread=0.1)", ["15.00%", "10.00%"]),
+        ("assert_even_sparsity(pair, max_spread=0.1)", ["15.00 points", "off, allowed 10.00"]),
         ("assert_frozen(pair, '*')", ["2 of 4", "moved"]),
         ("assert_updated(pair, '*')", ["2 of 4", "did not move"]),
         ("assert_updated(pair, '*proj*', at_least=0.5)", ["25.00%", "50.00%"]),

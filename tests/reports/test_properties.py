@@ -81,3 +81,12 @@ def test_the_dictionary_of_a_result_is_left_as_it_is():
     result.to_dict = lambda kept={"finding": "thing", "a": 1}: kept
 
     assert recorded(result, result) == [("subnet.thing.a", 1), ("subnet.thing#2.a", 1)]
+
+
+def test_a_long_name_is_kept_whole():
+    name = "model." * 1000
+
+    assert recorded(Result(worst=name, tensors={name: 1})) == [
+        ("subnet.thing.worst", name),
+        (f"subnet.thing.tensors.{name}", 1),
+    ]

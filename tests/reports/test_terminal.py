@@ -103,3 +103,9 @@ def test_blocks_are_drawn_only_where_the_terminal_has_them(monkeypatch, encoding
     write_summary(reporter, [table_of((0, "norm", "f32", 1, 1, 1))])
 
     assert drawn * 20 in "\n".join(reporter.lines)
+
+
+def test_an_endless_kind_does_not_widen_the_table_without_end():
+    lines = lines_of((0, "x" * 300_000, "f32", 4, 2, 2))
+
+    assert max(map(len, lines)) < 400

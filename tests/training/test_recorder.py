@@ -1,6 +1,7 @@
 """record_update: before and after of a model in memory."""
 
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -137,6 +138,74 @@ def test_an_unknown_place_is_refused_before_anything_is_copied(model):
         record_update(model, keep_on="gpu"),
     ):
         pass
+
+
+ITSELF = "pass the model itself"
+ON_DISK = "checkpoints on disk are compared by open_pair(base, tuned)"
+
+
+@pytest.mark.parametrize(
+    ("take", "kind", "hint"),
+    [
+        (lambda model: model.state_dict(), "OrderedDict", ITSELF),
+        (lambda model: model.parameters(), "generator", ITSELF),
+        (lambda model: "outputs/model", "str", ON_DISK),
+        (lambda model: Path("outputs/model"), type(Path()).__name__, ON_DISK),
+        (lambda model: torch.optim.SGD(model.parameters(), lr=0.5), "SGD", ITSELF),
+        (lambda model: torch.nn.Linear, "type", ITSELF),
+        (lambda model: None, "None", ITSELF),
+    ],
+)
+def test_what_is_no_module_is_refused_with_what_it_is(model, take, kind, hint):
+    with pytest.raises(TypeError) as caught:
+        record_update(take(model))
+
+    assert str(caught.value) == f"record_update takes an nn.Module, got {kind}; {hint}"
+
+
+@pytest.mark.parametrize(
+    ("tolerances", "message"),
+    [
+        ([1e-5], "tolerances takes objects of Tolerance, got float among them"),
+        (["atol=1e-5"], "tolerances takes objects of Tolerance, got str among them"),
+        (1e-5, "tolerances takes a list of Tolerance, got float"),
+        (Tolerance(atol=1e-5), "tolerances takes a list of Tolerance, got Tolerance"),
+        (None, "tolerances takes a list of Tolerance, got None"),
+    ],
+)
+def test_tolerances_of_another_type_are_refused_before_the_block(model, tolerances, message):
+    with pytest.raises(TypeError) as caught:
+        record_update(model, tolerances=tolerances)
+
+    assert str(caught.value) == message
+
+
+def test_without_with_there_is_nothing_to_measure(model, step):
+    recording = record_update(model)
+    step(model)
+
+    for ask in (lambda: assert_frozen(recording, "*"), lambda: update_sparsity(recording)):
+        with pytest.raises(SubnetError) as caught:
+            ask()
+        assert str(caught.value) == (
+            "nothing was recorded: use `with record_update(model) as update:` around the training "
+            "step, and measure `update` after the block"
+        )
+    assert not hasattr(recording, "__len__")
+
+
+def test_every_block_is_an_update_of_its_own(model, step):
+    recording = record_update(model)
+
+    with recording as first:
+        step(model)
+    with recording as second:
+        pass
+
+    assert_updated(first, "*")
+    assert_frozen(second, "*")
+    with pytest.raises(SubnetError, match="nothing was recorded"):
+        assert_frozen(recording, "*")
 
 
 def test_what_the_copy_costs_is_logged_before_it_is_made(model, caplog, monkeypatch):
