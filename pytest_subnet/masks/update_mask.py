@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import numpy as np
 
-from pytest_subnet.errors import SelectionError
-from pytest_subnet.masks.bits import PIECE_BYTES, MemoryBits, pack, packed_bytes, unpack
+from pytest_subnet.errors import CheckpointError, SelectionError
+from pytest_subnet.masks.bits import (
+    PIECE_BYTES,
+    MemoryBits,
+    pack,
+    packed_bytes,
+    popcount,
+    unpack,
+)
 from pytest_subnet.text import nearest, safe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    import os
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -43,8 +50,8 @@ class MaskTensor(NamedTuple):
 
     @property
     def density(self) -> float:
-        """Share of its entries that are in the mask."""
-        return self.entries / self.numel
+        """Share of its entries that are in the mask; NaN where it has none."""
+        return self.entries / self.numel if self.numel else math.nan
 
 
 class Strata(NamedTuple):
@@ -62,27 +69,60 @@ class Strata(NamedTuple):
     members: NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
 class Origin:
     """What a mask was made from.
+
+    A fingerprint reads a whole checkpoint, so it is taken when it is first asked for.
 
     Attributes:
         what: in words, for messages: `"base -> tuned"`, `"the largest 10% of base"`; safe to print.
         tolerance: under which entries count as updated, as it is printed; empty for other masks.
-        base: the fingerprint of the base; empty where there is none.
-        tuned: the fingerprint of the tuned checkpoint, likewise.
     """
 
-    what: str
-    tolerance: str = ""
-    base: str = ""
-    tuned: str = ""
+    __slots__ = ("_base", "_tuned", "tolerance", "what")
+
+    def __init__(
+        self,
+        what: str,
+        tolerance: str = "",
+        base: str | Callable[[], str] = "",
+        tuned: str | Callable[[], str] = "",
+    ) -> None:
+        """Take fingerprints as they are, or as functions that take them."""
+        self.what = what
+        self.tolerance = tolerance
+        self._base = base
+        self._tuned = tuned
+
+    @property
+    def base(self) -> str:
+        """The fingerprint of the base; empty where there is none.
+
+        Raises:
+            CheckpointError: the base has changed since, and its fingerprint was not taken before.
+        """
+        if callable(self._base):
+            self._base = self._base()
+        return self._base
+
+    @property
+    def tuned(self) -> str:
+        """The fingerprint of the tuned checkpoint, likewise."""
+        if callable(self._tuned):
+            self._tuned = self._tuned()
+        return self._tuned
+
+    def __repr__(self) -> str:
+        """What it was made from, without reading anything."""
+        return f"Origin({self.what!r}, {self.tolerance!r})"
 
 
 class UpdateMask:
     """A set of entries of a model: those that an update touched, or any others.
 
-    Made from arrays by `UpdateMask.of`; never changed.
+    Made by `update_mask`, `magnitude_mask`, `principal_mask` and `random_mask_like`, from arrays by
+    `UpdateMask.of`, from a file by `UpdateMask.load`; never changed. `&`, `|`, `-` and `~` are as
+    for sets; both sides must cover the same tensors.
 
     Attributes:
         tensors: what it covers, as `MaskTensor`, in storage order.
@@ -101,19 +141,24 @@ class UpdateMask:
         store: BitStore,
         origin: Origin,
         strata: Mapping[str, Strata] | None = None,
+        *,
+        from_file: str = "",
     ) -> None:
-        """Take bits as they are; the functions above make them.
+        """Take bits as they are; the functions named above make them.
 
         Args:
             tensors: in the order in which `store` keeps their bits.
             store: each tensor's bits, padded to whole words, one after the other.
             origin: what the mask was made from.
             strata: by name, for tensors whose base weights are known.
+            from_file: the file that `store` reads, whose bits are counted when they are first read.
         """
         self.tensors = tuple(tensors)
         self.origin = origin
+        self._file = from_file
         self._store = store
-        self._strata = dict(strata or {})
+        self._strata = strata or {}
+        self._unverified = {each.name for each in tensors} if from_file else set()
         starts = np.cumsum([0, *(packed_bytes(each.numel) for each in self.tensors)])
         self._places = {
             each.name: (int(start), each) for start, each in zip(starts, self.tensors, strict=False)
@@ -121,16 +166,22 @@ class UpdateMask:
 
     @classmethod
     def of(cls, entries: Mapping[str, ArrayLike], *, what: str = "given") -> UpdateMask:
-        """A mask from boolean arrays by tensor name."""
-        arrays = {name: np.asarray(array, np.bool_) for name, array in entries.items()}
+        """A mask from boolean arrays by tensor name.
+
+        Args:
+            entries: bool arrays of any shape, or numbers of which each is 0 or 1.
+            what: in words, for messages.
+
+        Raises:
+            ValueError: a number is neither 0 nor 1.
+        """
+        arrays = {name: _as_entries(name, array) for name, array in entries.items()}
         tensors = [
             MaskTensor(name, array.shape, "bool", int(np.count_nonzero(array)))
             for name, array in arrays.items()
         ]
-        packed = [pack(array) for array in arrays.values()]
-        return cls(
-            tensors, MemoryBits(np.concatenate([np.empty(0, np.uint8), *packed])), Origin(what)
-        )
+        packed = [np.empty(0, np.uint8), *(pack(array) for array in arrays.values())]
+        return cls(tensors, MemoryBits(np.concatenate(packed)), Origin(safe(what)))
 
     def names(self) -> list[str]:
         """The names of its tensors."""
@@ -152,8 +203,8 @@ class UpdateMask:
 
     @property
     def density(self) -> float:
-        """Share of the entries that are in the mask."""
-        return self.count / self.numel
+        """Share of the entries that are in the mask; NaN where there are none."""
+        return self.count / self.numel if self.numel else math.nan
 
     def strata(self, name: str) -> Strata | None:
         """Counts by exponent of the base weight; None where the base is unknown or not 16-bit."""
@@ -163,14 +214,71 @@ class UpdateMask:
         """The bits of one tensor in runs of up to 1 MB, padding (zeros) included."""
         start, tensor = self._place(name)
         end = start + packed_bytes(tensor.numel)
+        check = Recount(self._file, tensor) if name in self._unverified else None
         for at in range(start, end, PIECE_BYTES):
-            yield self._store.read(at, min(PIECE_BYTES, end - at)).view(np.uint64)
+            words = self._store.read(at, min(PIECE_BYTES, end - at)).view(np.uint64)
+            if check is not None:
+                check.add(words, is_last=at + PIECE_BYTES >= end)
+            yield words
+        self._unverified.discard(name)
 
     def __getitem__(self, name: str) -> NDArray[np.bool_]:
         """One tensor's entries as booleans, in its shape."""
-        start, tensor = self._place(name)
-        packed = self._store.read(start, packed_bytes(tensor.numel))
-        return unpack(packed, tensor.numel).reshape(tensor.shape)
+        tensor = self.info(name)
+        packed = [words.view(np.uint8) for words in self.words(name)]
+        bits = np.concatenate([np.empty(0, np.uint8), *packed])
+        return unpack(bits, tensor.numel).reshape(tensor.shape)
+
+    def __and__(self, other: UpdateMask) -> UpdateMask:
+        """The entries that are in both masks."""
+        from pytest_subnet.masks.algebra import combined
+
+        return combined(self, other, "&") if _is_mask(other) else NotImplemented
+
+    def __or__(self, other: UpdateMask) -> UpdateMask:
+        """The entries that are in at least one of the masks."""
+        from pytest_subnet.masks.algebra import combined
+
+        return combined(self, other, "|") if _is_mask(other) else NotImplemented
+
+    def __sub__(self, other: UpdateMask) -> UpdateMask:
+        """The entries that are in this mask and not in the other."""
+        from pytest_subnet.masks.algebra import combined
+
+        return combined(self, other, "-") if _is_mask(other) else NotImplemented
+
+    def __invert__(self) -> UpdateMask:
+        """The entries that are not in this mask."""
+        from pytest_subnet.masks.algebra import inverted
+
+        return inverted(self)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the mask to `path`, a safetensors file; whole, or not at all.
+
+        The fingerprints of the checkpoints go with it, so that a later mask is compared with this
+        one only if both have the same base; taking them reads both checkpoints once.
+
+        Args:
+            path: where to write; a file that is there is replaced.
+
+        Raises:
+            CheckpointError: it cannot be written, or the checkpoints have changed since.
+        """
+        from pytest_subnet.masks.saving import save
+
+        save(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> UpdateMask:
+        """The mask that `save` wrote to `path`; the header is read now, bits when they are needed.
+
+        Raises:
+            CheckpointError: there is no such file, or it is damaged or no mask.
+        """
+        from pytest_subnet.masks.loading import load
+
+        return load(path)
 
     def _place(self, name: str) -> tuple[int, MaskTensor]:
         if name not in self._places:
@@ -183,5 +291,45 @@ class UpdateMask:
         tensors = f"{len(self.tensors):,} tensor{'s' if len(self.tensors) != 1 else ''}"
         return (
             f"<UpdateMask {self.origin.what}: {self.count:,} of {self.numel:,} entries of "
-            f"{tensors} (density {self.density if self.numel else 0:.4g})>"
+            f"{tensors} (density {self.density:.4g})>"
         )
+
+
+class Recount:
+    """Holds bits that are read to what the header of their file says of them."""
+
+    def __init__(self, path: str, tensor: MaskTensor) -> None:
+        """Nothing counted yet of `tensor`."""
+        self._path = path
+        self._tensor = tensor
+        self._left = tensor.entries
+
+    def add(self, words: NDArray[np.uint64], *, is_last: bool) -> None:
+        """Count a run of words; `CheckpointError` when they are not what the header says."""
+        self._left -= popcount(words)
+        used = self._tensor.numel % 64
+        if is_last and used and int(words[-1]) >> used:
+            self._fail("bits beyond its last entry are set")
+        if is_last and self._left:
+            found = self._tensor.entries - self._left
+            self._fail(f"{found:,} bits are set, its header says {self._tensor.entries:,}")
+
+    def _fail(self, what: str) -> NoReturn:
+        raise CheckpointError(
+            f"{safe(self._path)} is corrupt: of {safe(self._tensor.name)} {what}; "
+            "save the mask again, or copy the file again"
+        )
+
+
+def _as_entries(name: str, array: ArrayLike) -> NDArray[np.bool_]:
+    given = np.asarray(array)
+    entries = np.asarray(given != 0, np.bool_)
+    if given.dtype != np.bool_ and not (entries == given).all():
+        raise ValueError(
+            f"the entries of {safe(name)} are not all 0 or 1; compare them first, as in array != 0"
+        )
+    return entries
+
+
+def _is_mask(other: object) -> bool:
+    return isinstance(other, UpdateMask)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from pytest_subnet.checkpoints.files import FileReader
 from pytest_subnet.scan import bits_kernel
 from pytest_subnet.scan.contracts import FileKernel, Place
 from pytest_subnet.scan.counters import Counters
+from pytest_subnet.scan.kernels import device_bits_kernel, device_kernel
 from pytest_subnet.scan.reading import Sides, in_step, room_for
 
 if TYPE_CHECKING:
@@ -31,6 +32,14 @@ _HAS_PREAD = hasattr(os, "pread")  # Windows has none, and compiled code would c
 
 _SCRATCH_BYTES = 256 * 1024
 """A side's share of the cache: two of these fit, or nearly, the second level of a processor."""
+
+
+class FileRun(NamedTuple):
+    """Where both sides of a unit lie, and buffers to read them into."""
+
+    base: Place
+    tuned: Place
+    scratch: tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -56,12 +65,11 @@ class Compare:
         """As `Work.open`."""
         with FileReader() as reader:
             sides = Sides(reader, self.base, self.tuned)
-            rooms = room_for(_SCRATCH_BYTES), room_for(_SCRATCH_BYTES)
+            rooms = scratch_rooms()
 
             def compare(unit: ScanUnit) -> Counters:
                 counters = Counters(len(unit.segments), self.tolerances)
-                bounds = np.zeros(len(unit.segments) + 1, np.int64)
-                np.cumsum([segment.count for segment in unit.segments], out=bounds[1:])
+                bounds = bounds_of(unit)
                 if self._compare_files(unit, reader, rooms, bounds, counters):
                     return counters
                 # Also reached where a read came back short: this says which file ended, and where.
@@ -73,13 +81,9 @@ class Compare:
             yield compare
 
     def _kernel_for(self, dtype: str, base: Buffer, tuned: Buffer) -> Kernel:
-        if dtype not in ARITHMETIC:
-            return bits_kernel.compare
         if isinstance(base, np.ndarray) and isinstance(tuned, np.ndarray):
-            return self.kernel
-        from pytest_subnet.scan.torch_kernel import TorchKernel
-
-        return TorchKernel(self.device)
+            return self.kernel if dtype in ARITHMETIC else bits_kernel.compare
+        return (device_kernel if dtype in ARITHMETIC else device_bits_kernel)(self.device)
 
     def _compare_files(
         self,
@@ -90,20 +94,41 @@ class Compare:
         counters: Counters,
     ) -> bool:
         """The quick way, for a unit that is one run of one file on each side."""
-        if (
-            not _HAS_PREAD
-            or not isinstance(self.kernel, FileKernel)
-            or unit.dtype not in ARITHMETIC
-            or not unit.dtype == unit.base_dtype == unit.tuned_dtype
-            or unit.base is None
-            or unit.tuned is None
-            or not len(unit.base) == len(unit.tuned) == 1
-        ):
+        if not isinstance(self.kernel, FileKernel):
             return False
-        extents = unit.base[0], unit.tuned[0]
-        base, tuned = (Place(reader.descriptor(path), offset) for path, offset, _ in extents)
-        scratch = (
-            in_step(rooms[0], base.offset, _SCRATCH_BYTES),
-            in_step(rooms[1], tuned.offset, _SCRATCH_BYTES),
-        )
-        return self.kernel.compare_files(base, tuned, scratch, unit.dtype, bounds, counters)
+        run = run_of_files(unit, reader, rooms)
+        return run is not None and self.kernel.compare_files(*run, unit.dtype, bounds, counters)
+
+
+def bounds_of(unit: ScanUnit) -> NDArray[np.int64]:
+    """Where the segments of `unit` start and end, as a kernel takes it."""
+    bounds = np.zeros(len(unit.segments) + 1, np.int64)
+    np.cumsum([segment.count for segment in unit.segments], out=bounds[1:])
+    return bounds
+
+
+def scratch_rooms() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """A worker's buffers for base and tuned."""
+    return room_for(_SCRATCH_BYTES), room_for(_SCRATCH_BYTES)
+
+
+def run_of_files(
+    unit: ScanUnit, reader: FileReader, rooms: tuple[NDArray[np.uint8], NDArray[np.uint8]]
+) -> FileRun | None:
+    """What a kernel that reads is to read; None unless it is one run of one file on each side."""
+    if (
+        not _HAS_PREAD
+        or unit.dtype not in ARITHMETIC
+        or not unit.dtype == unit.base_dtype == unit.tuned_dtype
+        or unit.base is None
+        or unit.tuned is None
+        or not len(unit.base) == len(unit.tuned) == 1
+    ):
+        return None
+    extents = unit.base[0], unit.tuned[0]
+    base, tuned = (Place(reader.descriptor(path), offset) for path, offset, _ in extents)
+    scratch = (
+        in_step(rooms[0], base.offset, _SCRATCH_BYTES),
+        in_step(rooms[1], tuned.offset, _SCRATCH_BYTES),
+    )
+    return FileRun(base, tuned, scratch)

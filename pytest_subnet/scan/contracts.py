@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from pytest_subnet.checkpoints.base import Buffer
     from pytest_subnet.scan.counters import Counters
+    from pytest_subnet.scan.found import Found
 
 UnitT = TypeVar("UnitT")
 ResultT = TypeVar("ResultT")
@@ -75,6 +76,52 @@ class FileKernel(Kernel, Protocol):
         Returns:
             Whether all could be read. If not, the counters are as they were.
         """
+        ...
+
+
+class MaskKernel(Protocol):
+    """Compares as a `Kernel` does and marks which entries are updated.
+
+    Every such kernel gives the same integers and bits.
+    """
+
+    def __call__(
+        self,
+        base: Buffer,
+        tuned: Buffer,
+        dtype: str,
+        bounds: NDArray[np.int64],
+        counters: Counters,
+        found: Found,
+    ) -> None:
+        """Compare segment by segment.
+
+        Args:
+            base: as for `Kernel`.
+            tuned: likewise.
+            dtype: likewise.
+            bounds: likewise.
+            counters: likewise.
+            found: empty; filled with bits and strata.
+        """
+        ...
+
+
+@runtime_checkable
+class FileMaskKernel(MaskKernel, Protocol):
+    """A mask kernel that can also read."""
+
+    def mask_files(
+        self,
+        base: Place,
+        tuned: Place,
+        scratch: tuple[NDArray[np.uint8], NDArray[np.uint8]],
+        dtype: str,
+        bounds: NDArray[np.int64],
+        counters: Counters,
+        found: Found,
+    ) -> bool:
+        """As `FileKernel.compare_files`; if not all could be read, `found` is empty again."""
         ...
 
 

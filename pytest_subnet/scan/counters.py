@@ -52,4 +52,6 @@ class Counters:
         """Add the rows of `part` to `rows` of this; each row occurs once in `rows`."""
         self.integers[rows] += part.integers
         self.sums[rows] += part.sums
-        self.peaks[rows] = np.maximum(self.peaks[rows], part.peaks)
+        # As words, in which numbers >= 0 keep their order: this thread may flush subnormals to 0.
+        known, further = self.peaks.view(np.int64), part.peaks.view(np.int64)
+        known[rows] = np.maximum(known[rows], further)

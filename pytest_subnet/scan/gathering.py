@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from pytest_subnet import progress
-from pytest_subnet.scan.comparing import Compare
 from pytest_subnet.scan.counters import FIRST_TOLERANCE, Counters
+from pytest_subnet.scan.device_pipeline import IN_PLACE_BYTES, comparing, gpu_of
 from pytest_subnet.scan.engines import ThreadEngine
 from pytest_subnet.scan.kernels import choose_kernel
 from pytest_subnet.scan.tolerance import DEFAULT_TOLERANCES, Tolerance
 from pytest_subnet.scan.units import cut
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
+    from pytest_subnet.checkpoints import Checkpoint
     from pytest_subnet.pairs import ModelPair
-    from pytest_subnet.scan.contracts import Engine, Work
+    from pytest_subnet.scan.contracts import Work
     from pytest_subnet.scan.units import ScanUnit
+
+ResultT = TypeVar("ResultT")
+KeptT = TypeVar("KeptT")
 
 _KEY = "scan"
 
@@ -107,8 +111,9 @@ def declare(pair: ModelPair, tolerances: Sequence[Tolerance]) -> None:
 def gather(pair: ModelPair, rows: Sequence[int], tolerance: Tolerance) -> Ledger:
     """Make sure that the tensors `rows` of `pair` have been counted under `tolerance`.
 
-    What was counted before is not read again. Two threads may ask at once: the second waits and
-    finds the work done.
+    What was counted before is not read again, unless a side is live: torch does not tell of every
+    write to a tensor, and what it does not tell of must not leave an old verdict. Two threads may
+    ask at once: the second waits and finds the work done.
 
     Raises:
         CheckpointError: a side cannot be read, or changed since the pair was opened.
@@ -117,7 +122,8 @@ def gather(pair: ModelPair, rows: Sequence[int], tolerance: Tolerance) -> Ledger
     known = ledger(pair)
     with pair.lock:
         pair.check_unchanged()
-        missing = known.missing(wanted, tolerance)
+        is_live = pair.base.is_live or pair.tuned.is_live
+        missing = wanted if is_live else known.missing(wanted, tolerance)
         if missing.size:
             pair.check_second_names()
             tolerances = dict.fromkeys((*known.declared, tolerance))
@@ -133,34 +139,54 @@ def scan(pair: ModelPair, rows: Sequence[int], tolerances: Sequence[Tolerance]) 
     Returns:
         Counters with a row for every tensor of the pair; rows not asked for are zero.
     """
-    units = cut(pair, rows)
+    gpu = gpu_of(pair)
+    units = cut(pair, rows, IN_PLACE_BYTES if gpu else None)
+    base, tuned = sources(pair, units)
+    kernel = choose_kernel(pair.device)
+    work = comparing(kernel, tuple(tolerances), base, tuned, gpu or pair.device)
+    return total(pair, units, results_of(work, units, lambda _, counted: counted), tolerances)
+
+
+def sources(
+    pair: ModelPair, units: Sequence[ScanUnit]
+) -> tuple[Checkpoint | None, Checkpoint | None]:
+    """What workers need besides the units: nothing where all bytes are in files."""
     in_files = all(unit.base is not None and unit.tuned is not None for unit in units)
-    work = Compare(
-        choose_kernel(pair.device),
-        tuple(tolerances),
-        None if in_files else pair.base,
-        None if in_files else pair.tuned,
-        pair.device,
-    )
-    total = Counters(len(pair.tensors), tolerances)
-    for unit, part in zip(units, _results(ThreadEngine(), work, units), strict=True):
-        total.add(np.array([segment.row for segment in unit.segments], np.intp), part)
-    return total
+    return (None, None) if in_files else (pair.base, pair.tuned)
 
 
-def _results(
-    engine: Engine, work: Work[ScanUnit, Counters], units: Sequence[ScanUnit]
-) -> list[Counters]:
-    """All results in the order of the units, so that sums do not depend on who was quicker."""
-    results: list[Counters | None] = [None] * len(units)
+def total(
+    pair: ModelPair,
+    units: Sequence[ScanUnit],
+    parts: Sequence[Counters],
+    tolerances: Sequence[Tolerance],
+) -> Counters:
+    """Counters with a row for every tensor of `pair`, from those of `units`."""
+    everything = Counters(len(pair.tensors), tolerances)
+    for unit, part in zip(units, parts, strict=True):
+        everything.add(np.array([segment.row for segment in unit.segments], np.intp), part)
+    return everything
+
+
+def results_of(
+    work: Work[ScanUnit, ResultT],
+    units: Sequence[ScanUnit],
+    settle: Callable[[ScanUnit, ResultT], KeptT],
+) -> list[KeptT]:
+    """What is kept of each unit's result, in the order of the units.
+
+    So sums do not depend on who was quicker. `settle` is called with each result as it comes, in
+    this thread, and gives what to keep of it.
+    """
+    kept: dict[int, KeptT] = {}
     nbytes = sum(unit.nbytes for unit in units)
+    engine = ThreadEngine()
     with progress.bar(nbytes, "comparing") as advance, closing(engine.map(work, units)) as done:
         for position, result in done:
-            if results[position] is not None:
+            if position in kept:
                 raise RuntimeError(f"unit {position} came back twice")
-            results[position] = result
+            kept[position] = settle(units[position], result)
             advance(units[position].nbytes)
-    complete = [result for result in results if result is not None]
-    if len(complete) != len(units):
-        raise RuntimeError(f"{len(units) - len(complete)} of {len(units)} units did not come back")
-    return complete
+    if len(kept) != len(units):
+        raise RuntimeError(f"{len(units) - len(kept)} of {len(units)} units did not come back")
+    return [kept[position] for position in range(len(units))]

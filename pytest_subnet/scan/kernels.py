@@ -1,15 +1,16 @@
-"""Which kernel compares: the compiled one on the CPU, else the reference, on a device or not."""
+"""Which kernel compares: Numba's on the CPU, Triton's on a GPU; else the reference, on either."""
 
 from __future__ import annotations
 
 import functools
+import importlib
 import logging
 from typing import TYPE_CHECKING
 
 from pytest_subnet.errors import SubnetError
 
 if TYPE_CHECKING:
-    from pytest_subnet.scan.contracts import Kernel
+    from pytest_subnet.scan.contracts import Kernel, MaskKernel
 
 _log = logging.getLogger("pytest_subnet")
 
@@ -24,11 +25,66 @@ def choose_kernel(device: str | None) -> Kernel:
         compiled = _numba_kernel()
         if compiled is not None:
             return compiled
+        from pytest_subnet.scan.torch_kernel import TorchKernel
+
+        return TorchKernel(device)
+    _check_present(device)
+    return device_kernel(device)
+
+
+def device_kernel(device: str | None) -> Kernel:
+    """The fastest kernel for tensors on `device`; None compares them where they are."""
+    if _is_cuda(device) and has_triton():
+        from pytest_subnet.scan.triton_kernel import TritonKernel
+
+        return TritonKernel(device)
     from pytest_subnet.scan.torch_kernel import TorchKernel
 
-    if device is not None:
-        _check_present(device)
     return TorchKernel(device)
+
+
+def device_mask_kernel(device: str | None) -> MaskKernel:
+    """As `device_kernel`."""
+    if _is_cuda(device) and has_triton():
+        from pytest_subnet.scan.triton_kernel import TritonMaskKernel
+
+        return TritonMaskKernel(device)
+    from pytest_subnet.scan.torch_kernel import TorchMaskKernel
+
+    return TorchMaskKernel(device)
+
+
+def device_bits_kernel(device: str | None) -> Kernel:
+    """The same for the dtypes that are compared by bits."""
+    if _is_cuda(device) and has_triton():
+        from pytest_subnet.scan.triton_kernel import TritonKernel
+
+        return TritonKernel(device)
+    from pytest_subnet.scan import bits_kernel
+
+    return bits_kernel.compare
+
+
+def _is_cuda(device: str | None) -> bool:
+    """Whether `device` is a CUDA GPU, or there is one where tensors may be."""
+    import torch
+
+    return torch.cuda.is_available() if device is None else device.startswith("cuda")
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Whether Triton can be imported; says what it costs where it cannot."""
+    try:
+        importlib.import_module("triton")
+    except ImportError as error:
+        _log.warning(
+            "comparing on the GPU with torch, several times slower: triton cannot be imported "
+            "(%s); install the triton that belongs to torch (pip install triton)",
+            error,
+        )
+        return False
+    return True
 
 
 @functools.cache

@@ -13,9 +13,9 @@ class Tolerance:
     """How far apart two values may be and still count as the same.
 
     Neither: same bits. `atol`: |tuned - base| <= atol. `rtol`: |tuned - base| <= rtol times the
-    larger of |base| and |tuned|. Differences are formed in float32 for 16-bit floats and in float64
-    for wider ones. A NaN or Inf is close to nothing but the same bits, and so are the entries of
-    tensors that have no arithmetic here (integers, float8).
+    larger of |base| and |tuned|. Differences are formed, and the tolerance is rounded to, float32
+    for 16-bit floats and float64 for wider ones. A NaN or Inf is close to nothing but the same
+    bits, and so are the entries of tensors that have no arithmetic here (integers, float8).
 
     Attributes:
         atol: absolute tolerance in weight units.
@@ -48,7 +48,9 @@ class Tolerance:
         """As messages name it."""
         if self.same_bits:
             return "same bits"
-        return f"atol={self.atol:g}" if self.atol is not None else f"rtol={self.rtol:g}"
+        name, value = ("atol", self.atol) if self.rtol is None else ("rtol", self.rtol)
+        short = f"{value:g}"  # unless it is the name of another number, too
+        return f"{name}={short if float(short) == value else repr(value)}"
 
 
 SAME_BITS = Tolerance()

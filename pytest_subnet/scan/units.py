@@ -70,8 +70,8 @@ class ScanUnit(NamedTuple):
         return self.count * (DTYPES[self.base_dtype].itemsize + DTYPES[self.tuned_dtype].itemsize)
 
 
-def cut(pair: ModelPair, rows: Iterable[int]) -> list[ScanUnit]:
-    """Cut the tensors `rows` of `pair` into work units.
+def cut(pair: ModelPair, rows: Iterable[int], unit_bytes: int | None = None) -> list[ScanUnit]:
+    """Cut the tensors `rows` of `pair` into work units of at most `unit_bytes` a side.
 
     Large tensors are split; small neighbours of one dtype share a unit, so that a checkpoint of
     many small tensors is read in large pieces.
@@ -83,7 +83,7 @@ def cut(pair: ModelPair, rows: Iterable[int]) -> list[ScanUnit]:
 
     units: list[ScanUnit] = []
     for dtypes, neighbours in groupby(rows, dtypes_of):
-        capacity = UNIT_BYTES // max(DTYPES[dtype].itemsize for dtype in dtypes)
+        capacity = (unit_bytes or UNIT_BYTES) // max(DTYPES[dtype].itemsize for dtype in dtypes)
         for segments in _batches(pair, neighbours, capacity):
             units.append(_unit(pair, len(units), segments, dtypes))
     return units

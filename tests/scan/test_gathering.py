@@ -286,3 +286,35 @@ def test_opening_reads_no_data(paths: list[Path], monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(FileReader, "read_into", never)
     assert len(open_pair(open_checkpoint(paths[0]), paths[1]).tensors) == 4
+
+
+WRITES = {
+    "data": lambda tensor: tensor.data.add_(1),
+    "numpy": lambda tensor: tensor.detach().numpy().__iadd__(1),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_a_write_that_torch_does_not_tell_of_is_seen(
+    write: Callable[[torch.Tensor], object],
+) -> None:
+    base, tuned = torch.zeros(4), torch.zeros(4)
+    pair = open_pair({"w": base}, {"w": tuned})
+    assert gather(pair, [0], SAME_BITS).integers[0, 0] == 0
+    write(tuned)
+    assert gather(pair, [0], SAME_BITS).integers[0, 0] == 4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_subnormals_count_where_they_are_flushed_to_zero(dtype: torch.dtype) -> None:
+    base, tuned = torch.zeros(4, dtype=dtype), torch.zeros(4, dtype=dtype)
+    tuned.view(torch.uint8)[0] = 1
+    pair = open_pair({"w": base}, {"w": tuned})
+    nothing = Tolerance(atol=0.0)
+    assert torch.set_flush_denormal(True)
+    try:
+        counted = gather(pair, [0], nothing)
+    finally:
+        torch.set_flush_denormal(False)
+    assert counted.updated(nothing)[0] == 1
+    assert counted.peaks[0] == tuned[0].double().item() > 0

@@ -38,3 +38,8 @@ def test_a_tolerance_is_a_finite_number_of_at_least_zero(keyword: str, value: fl
 )
 def test_as_messages_name_it(tolerance: Tolerance, text: str) -> None:
     assert str(tolerance) == text
+
+
+@pytest.mark.parametrize("value", [1e-5, 1.0000001e-5, 0.1, 1 / 3, 0.0])
+def test_two_tolerances_have_two_names(value: float) -> None:
+    assert float(str(Tolerance(atol=value)).removeprefix("atol=")) == value

@@ -1,0 +1,239 @@
+"""Comparing on a GPU: what is in its memory where it lies, what is in files piece by piece.
+
+Every worker reads into pinned memory of its own, copies on a stream of its own, and compares there:
+while one piece travels, other workers read theirs. What is in flight is bounded, whatever the
+number of workers; where the GPU has no room for a piece, smaller ones are tried.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pytest_subnet.checkpoints.dtypes import DTYPES
+from pytest_subnet.checkpoints.files import FileReader
+from pytest_subnet.errors import SubnetError
+from pytest_subnet.scan.comparing import Compare, bounds_of
+from pytest_subnet.scan.counters import Counters
+from pytest_subnet.scan.engines import cores
+from pytest_subnet.scan.kernels import device_kernel, has_triton
+from pytest_subnet.scan.units import UNIT_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    import torch
+
+    from pytest_subnet.checkpoints import Checkpoint
+    from pytest_subnet.checkpoints.base import Extent
+    from pytest_subnet.pairs import ModelPair
+    from pytest_subnet.scan.contracts import Kernel
+    from pytest_subnet.scan.tolerance import Tolerance
+    from pytest_subnet.scan.units import ScanUnit
+
+IN_FLIGHT_BYTES = 512 * 1024 * 1024
+"""Pinned memory of all workers together, and as much on the GPU."""
+
+IN_PLACE_BYTES = 1024 * 1024 * 1024
+"""A side's share of a unit that is compared where it lies: one launch for many tensors."""
+
+_LEAST_BYTES = 1024 * 1024
+
+
+def gpu_of(pair: ModelPair) -> str | None:
+    """The GPU in whose memory all of `pair` lies; None where it does not, or not all on one."""
+    devices = {_device_of(side) for side in (pair.base, pair.tuned)}
+    found = devices.pop() if len(devices) == 1 else None
+    return found if pair.device is None or found == _indexed(pair.device) else None
+
+
+def _device_of(checkpoint: Checkpoint) -> str | None:
+    from pytest_subnet.checkpoints.memory import TensorsCheckpoint
+
+    if not isinstance(checkpoint, TensorsCheckpoint):
+        return None
+    devices = {str(checkpoint.tensor(name).device) for name in checkpoint.names()}
+    found = devices.pop() if len(devices) == 1 else "cpu"
+    return found if found.startswith("cuda") else None
+
+
+def _indexed(device: str) -> str:
+    """`cuda` is the current one."""
+    if device != "cuda":
+        return device
+    import torch
+
+    return f"cuda:{torch.cuda.current_device()}"
+
+
+def comparing(
+    kernel: Kernel,
+    tolerances: tuple[Tolerance, ...],
+    base: Checkpoint | None,
+    tuned: Checkpoint | None,
+    device: str | None,
+) -> Compare | CompareOnGpu:
+    """The `Work` for a device: on a GPU by Triton, where there is one."""
+    if device is None or device == "cpu" or not has_triton():
+        return Compare(kernel, tolerances, base, tuned, device)
+    gpu = _indexed(device)
+    return CompareOnGpu(device_kernel(gpu), tolerances, base, tuned, gpu)
+
+
+@dataclass(frozen=True)
+class CompareOnGpu:
+    """`Work` that counts what differs in a unit, on a GPU with Triton.
+
+    Attributes:
+        kernel: for what needs a cast, or is not in files as it is compared.
+        tolerances: as in `Compare`.
+        base: as in `Compare`.
+        tuned: as in `Compare`.
+        device: the GPU.
+    """
+
+    kernel: Kernel
+    tolerances: tuple[Tolerance, ...]
+    base: Checkpoint | None
+    tuned: Checkpoint | None
+    device: str
+
+    @contextmanager
+    def open(self) -> Iterator[Callable[[ScanUnit], Counters]]:
+        """As `Work.open`."""
+        from pytest_subnet.scan.triton_kernel import can_count
+
+        otherwise = Compare(self.kernel, self.tolerances, self.base, self.tuned, self.device)
+        lanes: list[_Lane] = []
+        with FileReader() as reader, otherwise.open() as compare_otherwise:
+
+            def compare(unit: ScanUnit) -> Counters:
+                as_stored = unit.dtype == unit.base_dtype == unit.tuned_dtype
+                if not as_stored or not can_count(unit.dtype):
+                    return compare_otherwise(unit)
+                counters = Counters(len(unit.segments), self.tolerances)
+                if unit.base is None and unit.tuned is None:
+                    in_place = self._compare_in_place(unit, counters)
+                    return counters if in_place else compare_otherwise(unit)
+                if unit.base is None or unit.tuned is None:
+                    return compare_otherwise(unit)
+                if not lanes:
+                    lanes.append(_lane(self.device))
+                lanes[0].compare(unit, reader, counters)
+                return counters
+
+            yield compare
+
+    def _compare_in_place(self, unit: ScanUnit, counters: Counters) -> bool:
+        """Compare what lies in the memory of the GPU; False where it does not."""
+        import torch
+
+        from pytest_subnet.scan.triton_kernel import Runs, start
+
+        if self.base is None or self.tuned is None:
+            return False
+        sides = [
+            [self.base.view(segment.base_name) for segment in unit.segments],
+            [self.tuned.view(segment.tuned_name) for segment in unit.segments],
+        ]
+        device = torch.device(self.device)
+        addresses = np.zeros((2, len(unit.segments)), np.int64)
+        itemsize = DTYPES[unit.dtype].itemsize
+        for side, views in enumerate(sides):
+            for number, (view, segment) in enumerate(zip(views, unit.segments, strict=True)):
+                if not isinstance(view, torch.Tensor) or view.device != device:
+                    return False
+                addresses[side, number] = view.data_ptr() + segment.start * itemsize
+        if (addresses % itemsize).any():
+            return False
+        counts = np.diff(bounds_of(unit))
+        start(Runs(addresses[0], addresses[1], counts), unit.dtype, self.tolerances, device).add_to(
+            counters
+        )
+        return True
+
+
+class _Lane:
+    """A worker's pinned memory, its memory on the GPU and its stream."""
+
+    def __init__(self, device: torch.device, nbytes: int) -> None:
+        import torch
+
+        on_gpu = device.type == "cuda"
+        self._device = device
+        self._nbytes = nbytes
+        self._stream = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(self._stream):  # memory that no other stream still reads from
+            self._there = torch.empty((2, nbytes), dtype=torch.uint8, device=device)
+        self._here = torch.empty((2, nbytes), dtype=torch.uint8, pin_memory=on_gpu)
+
+    def compare(self, unit: ScanUnit, reader: FileReader, counters: Counters) -> None:
+        """Read, copy and compare a unit that is in files."""
+        import torch
+
+        from pytest_subnet.scan.triton_kernel import runs_of, start
+
+        assert unit.base is not None
+        assert unit.tuned is not None
+        itemsize = DTYPES[unit.dtype].itemsize
+        bounds = bounds_of(unit)
+        total = int(bounds[-1])
+        capacity = self._nbytes // itemsize
+        for first in range(0, total, capacity):
+            end = min(first + capacity, total)
+            nbytes = (end - first) * itemsize
+            with torch.cuda.stream(self._stream):
+                for side, extents in enumerate((unit.base, unit.tuned)):
+                    here = self._here[side, :nbytes]
+                    _read(reader, extents, first * itemsize, here.numpy().data)
+                    self._there[side, :nbytes].copy_(here, non_blocking=True)
+                runs = runs_of(
+                    self._there[0], self._there[1], unit.dtype, np.clip(bounds, first, end) - first
+                )
+                started = start(runs, unit.dtype, counters.tolerances, self._device)
+            started.add_to(counters)  # waits: then both buffers are free again
+
+
+def _read(reader: FileReader, extents: Sequence[Extent], skip: int, into: memoryview) -> None:
+    """Fill `into` from byte `skip` of some extents on."""
+    done = 0
+    for path, offset, nbytes in extents:
+        if skip >= nbytes:
+            skip -= nbytes
+            continue
+        count = min(nbytes - skip, len(into) - done)
+        if count:
+            reader.read_into(path, offset + skip, into[done : done + count])
+        done += count
+        skip = 0
+
+
+def _lane(device: str) -> _Lane:
+    """A lane with pieces as large as there is room for.
+
+    Raises:
+        SubnetError: there is not even room for the smallest pieces.
+    """
+    import torch
+
+    nbytes = min(UNIT_BYTES, IN_FLIGHT_BYTES // (2 * cores()) // _LEAST_BYTES * _LEAST_BYTES)
+    nbytes = max(nbytes, _LEAST_BYTES)
+    while True:
+        try:
+            return _Lane(torch.device(device), nbytes)
+        except RuntimeError as error:  # torch.OutOfMemoryError is one; for pinned memory it is not
+            if "out of memory" not in str(error):
+                raise
+            if nbytes > _LEAST_BYTES:
+                nbytes //= 2
+                continue
+            free, total = torch.cuda.mem_get_info(device)
+            raise SubnetError(
+                f"no room to compare on {device}: 2 pieces of {nbytes:,} bytes do not fit; "
+                f"{free:,} of its {total:,} bytes are free; free some "
+                '(torch.cuda.empty_cache()) or compare on the CPU with device="cpu" '
+                "(--subnet-device cpu)"
+            ) from error

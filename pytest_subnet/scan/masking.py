@@ -1,0 +1,212 @@
+"""Which entries are updated, found in the pass that counts them."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from pytest_subnet.checkpoints.dtypes import ARITHMETIC, DTYPES
+from pytest_subnet.checkpoints.files import FileReader
+from pytest_subnet.scan import bits_kernel
+from pytest_subnet.scan.comparing import bounds_of, run_of_files, scratch_rooms
+from pytest_subnet.scan.contracts import FileKernel, FileMaskKernel
+from pytest_subnet.scan.counters import Counters
+from pytest_subnet.scan.found import Found, StrataCounts, merged
+from pytest_subnet.scan.gathering import ledger, results_of, sources, total
+from pytest_subnet.scan.kernels import choose_kernel, device_mask_kernel
+from pytest_subnet.scan.reading import Sides
+from pytest_subnet.scan.tolerance import SAME_BITS
+from pytest_subnet.scan.units import cut
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from pytest_subnet.checkpoints import Checkpoint
+    from pytest_subnet.checkpoints.base import Buffer
+    from pytest_subnet.pairs import ModelPair
+    from pytest_subnet.scan.contracts import MaskKernel
+    from pytest_subnet.scan.gathering import Ledger
+    from pytest_subnet.scan.tolerance import Tolerance
+    from pytest_subnet.scan.units import ScanUnit
+
+
+class Marks(NamedTuple):
+    """What comes back of one unit.
+
+    Attributes:
+        counters: a row a segment.
+        words: the bits of each segment, uint64, padded.
+        strata: of the tensors it touches.
+    """
+
+    counters: Counters
+    words: tuple[NDArray[np.uint64], ...]
+    strata: StrataCounts
+
+
+class Kept(NamedTuple):
+    """What is kept of it once its bits are written down."""
+
+    counters: Counters
+    strata: StrataCounts
+
+
+class Marked(NamedTuple):
+    """What is known of the tensors asked for.
+
+    Attributes:
+        entries: int64 `[rows]`: how many entries of each are updated.
+        strata: counts of those of 16-bit floats, by row of the pair.
+    """
+
+    entries: NDArray[np.int64]
+    strata: StrataCounts
+
+
+def mark(
+    pair: ModelPair,
+    rows: Sequence[int],
+    tolerance: Tolerance,
+    write: Callable[[int, int, NDArray[np.uint64]], None],
+) -> Marked:
+    """Read the tensors `rows` of `pair` once, and find out which entries are updated.
+
+    All counters are gathered too, so that what was not scanned before needs no scan after.
+
+    Args:
+        pair: what to compare.
+        rows: of `pair.tensors`.
+        tolerance: under which entries count as updated.
+        write: takes the row, the first of its words and the words; called in this thread.
+
+    Raises:
+        CheckpointError: a side cannot be read, or changed since the pair was opened.
+    """
+    index = np.asarray(rows, np.intp)
+    known = ledger(pair)
+    with pair.lock:
+        pair.check_unchanged()
+        pair.check_second_names()
+        tolerances = [t for t in dict.fromkeys((*known.declared, tolerance)) if not t.same_bits]
+        units = cut(pair, rows)
+        base, tuned = sources(pair, units)
+        work = CompareAndMark(
+            choose_mask_kernel(pair.device),
+            tuple(tolerances),
+            tolerance,
+            base,
+            tuned,
+            pair.device,
+        )
+
+        def settle(unit: ScanUnit, marks: Marks) -> Kept:
+            for segment, words in zip(unit.segments, marks.words, strict=True):
+                write(segment.row, segment.start // 64, words)
+            return Kept(marks.counters, marks.strata)
+
+        kept = results_of(work, units, settle)
+        counted = total(pair, units, [each.counters for each in kept], tolerances)
+        pair.check_unchanged()
+        is_live = pair.base.is_live or pair.tuned.is_live
+        missing = index if is_live else _missing(known, index, (SAME_BITS, *tolerances))
+        if missing.size:
+            known.keep(missing, counted)
+        return Marked(known.updated(tolerance)[index], merged([each.strata for each in kept]))
+
+
+def _missing(
+    known: Ledger, rows: NDArray[np.intp], tolerances: Sequence[Tolerance]
+) -> NDArray[np.intp]:
+    """Those of `rows` that have not been counted under all of `tolerances`."""
+    parts = [known.missing(rows, tolerance) for tolerance in tolerances]
+    return np.unique(np.concatenate(parts))
+
+
+@dataclass(frozen=True)
+class CompareAndMark:
+    """`Work` that counts what differs in a unit and marks which entries do.
+
+    Attributes:
+        kernel: for the dtypes with arithmetic; the others are compared by bits.
+        tolerances: what to count beyond, without same bits.
+        tolerance: what to mark beyond.
+        base: as in `Compare`.
+        tuned: as in `Compare`.
+        device: as in `Compare`.
+    """
+
+    kernel: MaskKernel
+    tolerances: tuple[Tolerance, ...]
+    tolerance: Tolerance
+    base: Checkpoint | None
+    tuned: Checkpoint | None
+    device: str | None = None
+
+    @contextmanager
+    def open(self) -> Iterator[Callable[[ScanUnit], Marks]]:
+        """As `Work.open`."""
+        with FileReader() as reader:
+            sides = Sides(reader, self.base, self.tuned)
+            rooms = scratch_rooms()
+
+            def compare(unit: ScanUnit) -> Marks:
+                counters = Counters(len(unit.segments), self.tolerances)
+                bounds = bounds_of(unit)
+                found = Found(bounds, unit.dtype, self.tolerance)
+                run = run_of_files(unit, reader, rooms)
+                if not (
+                    run is not None
+                    and isinstance(self.kernel, FileMaskKernel)
+                    and self.kernel.mask_files(*run, unit.dtype, bounds, counters, found)
+                ):
+                    base, tuned = sides.load(unit)
+                    kernel = self._kernel_for(unit.dtype, base, tuned)
+                    kernel(base, tuned, unit.dtype, bounds, counters, found)
+                return _marks(unit, counters, found)
+
+            yield compare
+
+    def _kernel_for(self, dtype: str, base: Buffer, tuned: Buffer) -> MaskKernel:
+        if dtype not in ARITHMETIC:
+            return mark_bits
+        if isinstance(base, np.ndarray) and isinstance(tuned, np.ndarray):
+            return self.kernel
+        return device_mask_kernel(self.device)
+
+
+def _marks(unit: ScanUnit, counters: Counters, found: Found) -> Marks:
+    rows = np.array([segment.row for segment in unit.segments], np.int64)
+    words = np.split(found.words, found.starts[1:-1])
+    return Marks(counters, tuple(words), StrataCounts.of(found, rows))
+
+
+def choose_mask_kernel(device: str | None) -> MaskKernel:
+    """The fastest mask kernel for buffers on `device`; None is the CPU."""
+    if isinstance(choose_kernel(device), FileKernel):
+        from pytest_subnet.scan.mask_kernel import NumbaMaskKernel
+
+        return NumbaMaskKernel()
+    return device_mask_kernel(device or "cpu")
+
+
+def mark_bits(
+    base: Buffer,
+    tuned: Buffer,
+    dtype: str,
+    bounds: NDArray[np.int64],
+    counters: Counters,
+    found: Found,
+) -> None:
+    """A `MaskKernel` for every dtype; no tolerance applies."""
+    bits_kernel.compare(base, tuned, dtype, bounds, counters)
+    left, right = (
+        side if isinstance(side, np.ndarray) else side.cpu().numpy() for side in (base, tuned)
+    )
+    differs = (left != right).reshape(-1, DTYPES[dtype].itemsize).any(axis=1)
+    for row in range(bounds.size - 1):
+        found.mark(row, differs[bounds[row] : bounds[row + 1]])

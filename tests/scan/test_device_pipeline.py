@@ -1,0 +1,135 @@
+"""Comparing on a GPU, as far as that shows without one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+
+from pytest_subnet import SubnetError, open_pair
+from pytest_subnet.checkpoints.base import Extent
+from pytest_subnet.checkpoints.files import FileReader
+from pytest_subnet.scan import PAPER, device_pipeline, kernels
+from pytest_subnet.scan.comparing import Compare
+from pytest_subnet.scan.device_pipeline import CompareOnGpu, comparing, gpu_of
+from pytest_subnet.scan.gathering import scan
+from pytest_subnet.scan.torch_kernel import TorchKernel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+MB = 1024 * 1024
+
+
+def lane_with_room_for(most: int) -> Callable[[torch.device, int], int]:
+    """What stands for a lane on a GPU with so much memory: the size it was given."""
+
+    def lane(device: torch.device, nbytes: int) -> int:
+        if 2 * nbytes > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate a piece")
+        return nbytes
+
+    return lane
+
+
+@pytest.mark.parametrize(("room", "piece"), [(10**9, 16), (20 * MB, 8), (2 * MB, 1)])
+def test_where_memory_is_short_pieces_are_smaller(
+    monkeypatch: pytest.MonkeyPatch, room: int, piece: int
+) -> None:
+    monkeypatch.setattr(device_pipeline, "cores", lambda: 4)
+    monkeypatch.setattr(device_pipeline, "_Lane", lane_with_room_for(room))
+    assert device_pipeline._lane("cuda:0") == piece * MB
+
+
+def test_what_is_in_flight_is_bounded_on_any_number_of_cores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(device_pipeline, "_Lane", lane_with_room_for(10**9))
+    for cores in (1, 2, 16, 100, 256):
+        monkeypatch.setattr(device_pipeline, "cores", lambda cores=cores: cores)
+        assert 2 * cores * device_pipeline._lane("cuda:0") <= 512 * MB
+
+
+def test_no_memory_at_all_is_an_error_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_pipeline, "_Lane", lane_with_room_for(0))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", {"cuda:1": (512, 85_000_000_000)}.get)
+    with pytest.raises(SubnetError) as caught:
+        device_pipeline._lane("cuda:1")
+    assert str(caught.value) == (
+        "no room to compare on cuda:1: 2 pieces of 1,048,576 bytes do not fit; 512 of its "
+        "85,000,000,000 bytes are free; free some (torch.cuda.empty_cache()) or compare on the "
+        'CPU with device="cpu" (--subnet-device cpu)'
+    )
+
+
+def test_another_error_of_the_device_is_raised_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(device: torch.device, nbytes: int) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(device_pipeline, "_Lane", broken)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        device_pipeline._lane("cuda:0")
+
+
+@pytest.mark.parametrize(("has_triton", "work"), [(True, CompareOnGpu), (False, Compare)])
+def test_triton_is_used_where_it_is(
+    monkeypatch: pytest.MonkeyPatch, has_triton: bool, work: type
+) -> None:
+    monkeypatch.setattr(device_pipeline, "has_triton", lambda: has_triton)
+    monkeypatch.setattr(device_pipeline, "device_kernel", TorchKernel)
+    assert type(comparing(TorchKernel(), (), None, None, "cuda:0")) is work
+    assert type(comparing(TorchKernel(), (), None, None, "cpu")) is Compare
+    assert type(comparing(TorchKernel(), (), None, None, None)) is Compare
+
+
+def test_files_and_tensors_of_the_cpu_are_on_no_gpu(tmp_path: Path) -> None:
+    named = {"a.weight": torch.ones(2, 2)}, {"a.weight": torch.zeros(2, 2)}
+    assert gpu_of(open_pair(*named)) is None
+
+
+def test_runs_of_bytes_are_read_across_extents(tmp_path: Path) -> None:
+    path = tmp_path / "bytes"
+    path.write_bytes(bytes(range(100)))
+    extents = [Extent(str(path), at, 10) for at in (20, 50, 0)]
+    whole = [*range(20, 30), *range(50, 60), *range(10)]
+    with FileReader() as reader:
+        for skip in range(30):
+            for count in range(30 - skip):
+                into = bytearray(count)
+                device_pipeline._read(reader, extents, skip, memoryview(into))
+                assert list(into) == whole[skip : skip + count]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.int64])
+def test_in_memory_and_from_files_the_integers_are_those_of_the_cpu(
+    tmp_path: Path, dtype: torch.dtype, random_words: Callable[..., tuple[torch.Tensor, ...]]
+) -> None:
+    from safetensors.torch import save_file
+
+    shapes = {"a": (700, 1000), "b": (3,), "c": (4096, 2050)}
+    sides = [random_words(dtype, shape, seed=seed) for seed, shape in enumerate(shapes.values())]
+    for number, name in enumerate(("base", "tuned")):
+        (tmp_path / name).mkdir()
+        tensors = {key: both[number] for key, both in zip(shapes, sides, strict=True)}
+        save_file(tensors, tmp_path / name / "model.safetensors")
+    files = tmp_path / "base", tmp_path / "tuned"
+    on_gpu = [
+        {key: both[number].cuda() for key, both in zip(shapes, sides, strict=True)}
+        for number in range(2)
+    ]
+    pairs = [
+        open_pair(*files, device="cpu"),
+        open_pair(*files, device="cuda"),
+        open_pair(*on_gpu),
+        open_pair(*on_gpu, device="cuda:0"),
+    ]
+    assert kernels.has_triton()
+    assert gpu_of(pairs[2]) == "cuda:0"
+    wanted, *got = (scan(pair, range(3), (PAPER,)).integers.tolist() for pair in pairs)
+    assert got == [wanted] * 3
+    assert np.array(wanted).all(axis=0)[0]
