@@ -15,25 +15,49 @@ if TYPE_CHECKING:
     from pytest_subnet.errors import PairMismatchError as PairMismatchError
     from pytest_subnet.errors import SelectionError as SelectionError
     from pytest_subnet.errors import SubnetError as SubnetError
+    from pytest_subnet.findings.dynamics import assert_step_sparsity as assert_step_sparsity
+    from pytest_subnet.findings.dynamics import assert_update_dynamics as assert_update_dynamics
+    from pytest_subnet.findings.dynamics import update_dynamics as update_dynamics
     from pytest_subnet.findings.movement import assert_finite as assert_finite
     from pytest_subnet.findings.movement import assert_frozen as assert_frozen
     from pytest_subnet.findings.movement import assert_max_change as assert_max_change
     from pytest_subnet.findings.movement import assert_updated as assert_updated
     from pytest_subnet.findings.movement import update_movement as update_movement
+    from pytest_subnet.findings.overlap import assert_mask_overlap as assert_mask_overlap
+    from pytest_subnet.findings.overlap import mask_overlap as mask_overlap
+    from pytest_subnet.findings.precision import visible_share as visible_share
+    from pytest_subnet.findings.rank import assert_update_rank as assert_update_rank
+    from pytest_subnet.findings.rank import update_rank as update_rank
+    from pytest_subnet.findings.recovery import (
+        assert_subnetwork_recovers as assert_subnetwork_recovers,
+    )
+    from pytest_subnet.findings.recovery import subnetwork_recovery as subnetwork_recovery
     from pytest_subnet.findings.sparsity import assert_even_sparsity as assert_even_sparsity
     from pytest_subnet.findings.sparsity import assert_update_sparsity as assert_update_sparsity
     from pytest_subnet.findings.sparsity import update_sparsity as update_sparsity
     from pytest_subnet.findings.structure import assert_same_structure as assert_same_structure
     from pytest_subnet.findings.structure import assert_tied as assert_tied
+    from pytest_subnet.masks.builders import magnitude_mask as magnitude_mask
+    from pytest_subnet.masks.builders import principal_mask as principal_mask
+    from pytest_subnet.masks.builders import random_mask_like as random_mask_like
+    from pytest_subnet.masks.building import update_mask as update_mask
     from pytest_subnet.masks.update_mask import UpdateMask as UpdateMask
     from pytest_subnet.pairs.model_pair import ModelPair as ModelPair
     from pytest_subnet.pairs.opening import open_pair as open_pair
+    from pytest_subnet.published.selecting import published_numbers as published_numbers
+    from pytest_subnet.published.selecting import published_sparsities as published_sparsities
+    from pytest_subnet.training.density_callback import DensityCallback as DensityCallback
+    from pytest_subnet.training.inside import train_inside as train_inside
     from pytest_subnet.training.recorder import record_update as record_update
+    from pytest_subnet.training.subnetwork_callback import SubnetworkCallback as SubnetworkCallback
+    from pytest_subnet.trajectories.opening import open_trajectory as open_trajectory
+    from pytest_subnet.trajectories.trajectory import Trajectory as Trajectory
 
 _WHERE = {
     "checkpoints.base": ("Checkpoint",),
     "checkpoints.opening": ("open_checkpoint",),
     "errors": ("CheckpointError", "PairMismatchError", "SelectionError", "SubnetError"),
+    "findings.dynamics": ("assert_step_sparsity", "assert_update_dynamics", "update_dynamics"),
     "findings.movement": (
         "assert_finite",
         "assert_frozen",
@@ -41,12 +65,24 @@ _WHERE = {
         "assert_updated",
         "update_movement",
     ),
+    "findings.overlap": ("assert_mask_overlap", "mask_overlap"),
+    "findings.precision": ("visible_share",),
+    "findings.rank": ("assert_update_rank", "update_rank"),
+    "findings.recovery": ("assert_subnetwork_recovers", "subnetwork_recovery"),
     "findings.sparsity": ("assert_even_sparsity", "assert_update_sparsity", "update_sparsity"),
     "findings.structure": ("assert_same_structure", "assert_tied"),
+    "masks.builders": ("magnitude_mask", "principal_mask", "random_mask_like"),
+    "masks.building": ("update_mask",),
     "masks.update_mask": ("UpdateMask",),
     "pairs.model_pair": ("ModelPair",),
     "pairs.opening": ("open_pair",),
+    "published.selecting": ("published_numbers", "published_sparsities"),
+    "training.density_callback": ("DensityCallback",),
+    "training.inside": ("train_inside",),
     "training.recorder": ("record_update",),
+    "training.subnetwork_callback": ("SubnetworkCallback",),
+    "trajectories.opening": ("open_trajectory",),
+    "trajectories.trajectory": ("Trajectory",),
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from numbers import Real
 
 from pytest_subnet.scan.tolerance import Tolerance
@@ -30,7 +30,7 @@ def check_range(at_least: float | None, at_most: float | None) -> None:
 def check_limit(name: str, value: float) -> None:
     """Raise unless `value` is a finite number of at least 0."""
     _check_number(name, value)
-    if not (value >= 0 and math.isfinite(value)):
+    if not (value >= 0 and value <= sys.float_info.max):  # also NaN, and integers beyond a float
         raise ValueError(f"{name}={value!r} is not a finite number of at least 0")
 
 

@@ -13,6 +13,7 @@ from pytest_subnet.findings.bounds import (
     check_tolerance,
 )
 from pytest_subnet.findings.movement_texts import not_finite, not_frozen, not_updated, too_far
+from pytest_subnet.findings.precision import movable_shares
 from pytest_subnet.findings.result import (
     Coverage,
     Message,
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
     from pytest_subnet.pairs.selection import Patterns
     from pytest_subnet.scan.locating import Difference
     from pytest_subnet.scan.tolerance import Tolerance
+
+
+_STEP_SIZES = (1e-6, 1e-5, 1e-4)
+"""Learning rates of RL, SFT and adapters: an Adam step is about as long as the learning rate."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -311,8 +316,19 @@ def assert_updated(
         each for each in result.per_tensor if each.moved and each.value_density < (at_least or 0)
     ]
     if still or sparse:
-        raise AssertionError(reworded(not_updated(result, still, sparse, at_least), message))
+        movable = _movable(pair, still or sparse)
+        text = not_updated(result, still, sparse, at_least, movable)
+        raise AssertionError(reworded(text, message))
     return result
+
+
+def _movable(pair: ModelPair, tensors: Sequence[Movement]) -> dict[float, float]:
+    """Which share of the weights of `tensors` a step of a usual size can move, by its size."""
+    try:
+        shares = movable_shares(pair, [each.name for each in tensors], _STEP_SIZES)
+    except SubnetError:  # the base has moved on since it was counted; the verdict stands
+        return {}
+    return dict(zip(_STEP_SIZES, shares, strict=False))
 
 
 def assert_finite(

@@ -15,7 +15,7 @@ from pytest_subnet.findings.wording import (
 from pytest_subnet.text import facts, percent, plural, safe, short_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from pytest_subnet.findings.movement import UpdateMovement
     from pytest_subnet.findings.result import Movement
@@ -33,8 +33,13 @@ def not_frozen(result: UpdateMovement, moved: Sequence[Movement], first: Differe
         first: where the first of them differs, if that is known.
     """
     where = [("first", f"{safe(moved[0].name)}{first}")] if first is not None else []
+    furthest = max(each.max_change for each in moved)
+    by = f" by up to {furthest:.3g}" if furthest else ""
+    drift = (
+        limit_above(furthest) if furthest and not any(each.nonfinite for each in moved) else None
+    )
     return facts(
-        f"{len(moved):,} of {plural(len(result.per_tensor), 'frozen tensor')} moved",
+        f"{len(moved):,} of {plural(len(result.per_tensor), 'frozen tensor')} moved{by}",
         [
             *result.coverage.rows(),
             ("updated", f"{result.updated:,} / {result.numel:,}"),
@@ -45,7 +50,10 @@ def not_frozen(result: UpdateMovement, moved: Sequence[Movement], first: Differe
                 "weight decay on zero gradients, optimiser state from before freezing, or a",
             ),
             ("", "tie to a tensor that is trained"),
-            ("to accept", "leave the tensors out with exclude=, or allow a drift with atol="),
+            (
+                "to accept",
+                "leave the tensors out with exclude=" + (f", or atol={drift}" if drift else ""),
+            ),
         ],
     )
 
@@ -54,7 +62,7 @@ def _how_far(tensor: Movement) -> str:
     if not tensor.has_distance:
         return "other bits"
     parts = [f"by up to {tensor.max_change:.3g}"] if tensor.max_change else []
-    if not parts and tensor.value_changes == 0:
+    if not parts and tensor.changed == tensor.zero_sign_flips:
         parts.append("only signs of zeros")
     if tensor.nonfinite:
         parts.append(f"{tensor.nonfinite_tuned:,} NaN or Inf, {tensor.nonfinite_base:,} before")
@@ -66,6 +74,7 @@ def not_updated(
     still: Sequence[Movement],
     sparse: Sequence[Movement],
     bound: float | None,
+    movable: Mapping[float, float],
 ) -> str:
     """A tensor did not move, or too little of it.
 
@@ -74,6 +83,7 @@ def not_updated(
         still: the tensors that did not move.
         sparse: the tensors that moved, but less of them than `bound`.
         bound: the density required of each.
+        movable: which share of these weights a step of some size can move at all, by its size.
     """
     total = plural(len(result.per_tensor), "tensor")
     lines = [
@@ -99,12 +109,12 @@ def not_updated(
         verdict,
         [
             *lines,
-            *([("resolution", hint)] if hint else []),
+            *([("resolution", hint), *_movable(movable)] if hint else []),
             (
                 "usually",
-                "no gradient reaches them, the optimiser does not own them, or each step is",
+                "no gradient reaches them (a LoRA A while its B is zero), the optimiser does not",
             ),
-            ("", "smaller than the storage dtype resolves"),
+            ("", "own them, or each step is smaller than the storage dtype resolves"),
             ("to accept", accept),
         ],
     )
@@ -112,9 +122,15 @@ def not_updated(
 
 def _why_still(tensor: Movement) -> tuple[str, ...]:
     count = f"{tensor.updated:,} / {tensor.numel:,}"
-    if tensor.value_changes:
+    if tensor.updated and tensor.changed > tensor.zero_sign_flips:
         return (count, "only NaN or Inf")
     return (count, "only signs of zeros" if tensor.updated else "")
+
+
+def _movable(shares: Mapping[float, float]) -> list[tuple[str, str]]:
+    """Under the resolution: how many of the weights a step can move at all."""
+    parts = [f"{percent(share)} at {step:.0e}" for step, share in shares.items()]
+    return [("", f"a step can move, of these, {', '.join(parts)}")] if parts else []
 
 
 def _resolution(tensor: Movement) -> str | None:
@@ -158,15 +174,17 @@ def too_far(result: UpdateMovement, bound: float, *, relative: bool) -> str:
     def change(each: Movement) -> float:
         return each.relative_change if relative else each.max_change
 
-    furthest = sorted(result.per_tensor, key=lambda each: -change(each))
+    furthest = sorted(
+        (each for each in result.per_tensor if change(each) > bound),
+        key=lambda each: -change(each),
+    )
     value, allowed = number_against(change(furthest[0]), bound)
-    beyond = sum(change(each) > bound for each in furthest)
     limit = limit_above(change(furthest[0]))
     return facts(
         f"{'relative' if relative else 'largest'} change {value} is above the allowed {allowed}",
         [
             *result.coverage.rows(),
-            ("beyond", f"{beyond:,} of {plural(len(furthest), 'tensor')}"),
+            ("beyond", f"{len(furthest):,} of {plural(len(result.per_tensor), 'tensor')}"),
             *worst(furthest, lambda each: (f"{change(each):.3g}",)),
             ("usually", "a learning rate too high, or a tensor that was initialised again"),
             (

@@ -103,6 +103,8 @@ class Movement(NamedTuple):
         change_norm: Frobenius norm of tuned - base over finite entries.
         base_norm: Frobenius norm of the base over finite entries.
         tuned_norm: Frobenius norm of the tuned tensor over finite entries.
+        expected_sparsity: where sparsity is what was asked: an estimate of what an unstructured
+            update of the same energy would show after rounding to a 16-bit dtype.
     """
 
     name: str
@@ -120,6 +122,7 @@ class Movement(NamedTuple):
     change_norm: float
     base_norm: float
     tuned_norm: float
+    expected_sparsity: float | None = None
 
     @property
     def sparsity(self) -> float:
@@ -148,9 +151,13 @@ class Movement(NamedTuple):
 
     @property
     def value_changes(self) -> int:
-        """Updated entries without the zeros that only changed their sign."""
+        """Updated entries, without zeros that only changed sign, without NaN and Inf.
+
+        Where there are NaN or Inf it is a lower bound: each is taken for one of the updated.
+        """
         # A tolerance never counts these zeros, same bits always does.
-        return min(self.updated, self.changed - self.zero_sign_flips)
+        updated = min(self.updated, self.changed - self.zero_sign_flips)
+        return max(updated - self.nonfinite, 0)
 
     @property
     def value_density(self) -> float:

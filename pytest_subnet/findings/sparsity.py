@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from pytest_subnet.findings.bounds import (
     check_range,
     check_tolerance,
 )
+from pytest_subnet.findings.precision import expected_densities
 from pytest_subnet.findings.result import (
     Coverage,
     Message,
@@ -24,6 +26,7 @@ from pytest_subnet.findings.result import (
 )
 from pytest_subnet.findings.sparsity_texts import identical, too_dense, too_sparse, uneven
 from pytest_subnet.pairs.selection import select
+from pytest_subnet.published.comparing import compare_published
 from pytest_subnet.recording import record
 from pytest_subnet.scan.gathering import ledger
 from pytest_subnet.scan.tolerance import SAME_BITS
@@ -33,6 +36,7 @@ from pytest_subnet.text import facts, percent, plural
 if TYPE_CHECKING:
     from pytest_subnet.pairs import ModelPair, Selection
     from pytest_subnet.pairs.selection import Patterns
+    from pytest_subnet.published import PublishedComparison
     from pytest_subnet.scan.gathering import Ledger
     from pytest_subnet.scan.tolerance import Tolerance
 
@@ -50,6 +54,10 @@ class UpdateSparsity:
         nonfinite: NaN and Inf in either checkpoint.
         per_tensor: the tensors measured, as `Movement`.
         apart: selected buffers and integer tensors, compared by bits and not part of the numbers.
+        expected_sparsity: an estimate, also of each tensor in `per_tensor`: the sparsity that an
+            unstructured update of the same energy would show after rounding to 16 bits (see
+            docs/findings/precision.md). Tensors that are not rounded count as they were measured;
+            None where none is, or where a wide `rtol` hides stored steps.
     """
 
     coverage: Coverage
@@ -59,6 +67,7 @@ class UpdateSparsity:
     nonfinite: int
     per_tensor: tuple[Movement, ...]
     apart: tuple[Movement, ...]
+    expected_sparsity: float | None = None
 
     @property
     def numel(self) -> int:
@@ -115,14 +124,42 @@ class UpdateSparsity:
                 "updated": f"{each.updated:,}",
                 "sparsity": percent(each.sparsity),
                 "density": percent(each.density),
+                "expected": _percent_or_nothing(each.expected_sparsity),
             }
             for each in self.per_tensor
         ]
 
     def table(self) -> str:
         """The rows as text, under a line that says what was measured."""
-        numbers = ["layer", "entries", "updated", "sparsity", "density"]
+        numbers = ["layer", "entries", "updated", "sparsity", "density", "expected"]
         return f"{facts(repr(self), self.coverage.rows())}\n\n{table(self.rows(), right=numbers)}"
+
+    def compare_published(
+        self, *, algorithm: str | None = None, count: int = 5
+    ) -> PublishedComparison:
+        """Put the sparsity beside the nearest published ones; print the `.table()` of what comes.
+
+        Rows under the same tolerance and dtype come first. None is a target: learning rate, steps,
+        batch and optimiser move the number by tens of points.
+
+        Args:
+            algorithm: limits the rows: `"GRPO"`, `"DPO"`, `"SFT"`, …; None takes all.
+            count: how many published rows at most; at least one.
+
+        Raises:
+            SelectionError: nothing is published by this algorithm.
+            ValueError: `count` is below 1.
+
+        >>> update_sparsity(pair, atol=1e-5).compare_published(algorithm="GRPO")
+        PublishedComparison(sparsity=0.9375, atol=1e-05, 5 published, 4 comparable)
+        """
+        return compare_published(
+            self.sparsity,
+            tolerance=self.tolerance,
+            dtype=self.dtype,
+            algorithm=algorithm,
+            count=count,
+        )
 
     def to_dict(self) -> dict[str, object]:
         """Plain JSON types, for reports and baselines."""
@@ -130,6 +167,7 @@ class UpdateSparsity:
             "finding": "update_sparsity",
             "sparsity": self.sparsity,
             "density": self.density,
+            "expected_sparsity": self.expected_sparsity,
             "updated": self.updated,
             "zero_sign_flips": self.zero_sign_flips,
             "nonfinite": self.nonfinite,
@@ -196,6 +234,11 @@ def update_sparsity(
 def _measured(pair: ModelPair, selection: Selection, tolerance: Tolerance) -> UpdateSparsity:
     everything = measure(pair, (*selection.rows, *selection.apart), tolerance)
     tensors, apart = everything[: len(selection.rows)], everything[len(selection.rows) :]
+    expected = expected_densities(pair, selection.rows, tolerance)
+    tensors = tuple(
+        each if density is None else each._replace(expected_sparsity=1 - density)
+        for each, density in zip(tensors, expected, strict=True)
+    )
     weights = sum(tensor.is_weight for tensor in pair.tensors)
     return UpdateSparsity(
         coverage=cover(pair, tensors, tolerance, total=weights),
@@ -205,7 +248,26 @@ def _measured(pair: ModelPair, selection: Selection, tolerance: Tolerance) -> Up
         nonfinite=sum(each.nonfinite for each in tensors),
         per_tensor=tensors,
         apart=apart,
+        expected_sparsity=_expected(tensors),
     )
+
+
+def _expected(tensors: tuple[Movement, ...]) -> float | None:
+    """The estimate over all of them; those that are not rounded count as they were measured."""
+    if all(each.expected_sparsity is None for each in tensors):
+        return None
+    shares = (
+        each.sparsity if each.expected_sparsity is None else each.expected_sparsity
+        for each in tensors
+    )
+    numel = sum(each.numel for each in tensors)
+    return (
+        math.fsum(share * each.numel for share, each in zip(shares, tensors, strict=True)) / numel
+    )
+
+
+def _percent_or_nothing(share: float | None) -> str:
+    return "" if share is None else percent(share)
 
 
 def _under_each_tolerance(

@@ -20,8 +20,11 @@ def identical(result: UpdateSparsity, what: str = "nothing moved") -> str:
         f"{what}: base and tuned hold the same values",
         [
             *_counts(result),
-            ("usually", "the base was saved again, an adapter was not merged, or every step was"),
-            ("", "smaller than half a step of the storage dtype (bf16 without float32 masters)"),
+            (
+                "usually",
+                "the base was saved again, an adapter was not merged, no optimiser step was",
+            ),
+            ("", "made, or each was smaller than half a step of the storage dtype"),
             ("to accept", "allow_identical=True"),
         ],
     )
@@ -34,6 +37,7 @@ def too_dense(result: UpdateSparsity, bound: float) -> str:
         f"update sparsity {value} is below the required {required}",
         [
             *_counts(result),
+            *_rounding(result),
             *_worst(sorted(result.per_tensor, key=lambda each: each.sparsity)),
             ("usually", "a higher learning rate, another optimiser, or more steps than before"),
             *_to_accept("at_least", bound_below(result.sparsity)),
@@ -48,6 +52,7 @@ def too_sparse(result: UpdateSparsity, bound: float) -> str:
         f"update sparsity {value} is above the allowed {allowed}",
         [
             *_counts(result),
+            *_rounding(result),
             *_worst(sorted(result.per_tensor, key=lambda each: -each.sparsity)),
             ("usually", "too small a learning rate for the storage dtype, too few steps, or parts"),
             ("", "that the optimiser does not own"),
@@ -65,18 +70,25 @@ def uneven(result: UpdateSparsity, furthest: Sequence[Movement], bound: float) -
         bound: what is allowed.
     """
     spread = result.spread or 0.0
-    value, allowed = share_against(spread, bound)
+    value, allowed = (share.replace("%", " points") for share in share_against(spread, bound))
     updated, numel = sum(each.updated for each in furthest), sum(each.numel for each in furthest)
+    pooled = (numel - updated) / numel
     return facts(
-        f"sparsity spreads by {value}, allowed {allowed}",
+        f"a matrix is {value} off, allowed {allowed}",
         [
             *_counts(result),
+            *_rounding(result),
             (
                 "pooled",
-                f"{percent((numel - updated) / numel)} unchanged over "
-                f"{plural(len(furthest), 'matrix')}",
+                f"{percent(pooled)} unchanged over {plural(len(furthest), 'matrix')}",
             ),
-            *_worst(furthest),
+            *worst(
+                furthest,
+                lambda each: (
+                    percent(each.sparsity),
+                    f"{100 * (each.sparsity - pooled):+.2f} points",
+                ),
+            ),
             ("usually", "a part that is frozen, or trained at another learning rate"),
             *_to_accept("max_spread", bound_above(spread), "leave the part out with exclude="),
         ],
@@ -104,6 +116,14 @@ def _counts(result: UpdateSparsity) -> list[tuple[str, str]]:
         apart = plural(len(result.apart), "tensor")
         lines.append(("apart", f"{apart} (buffers, integers), {moved:,} moved"))
     return lines
+
+
+def _rounding(result: UpdateSparsity) -> list[tuple[str, str]]:
+    """How much of the number an update without any structure would show."""
+    if result.expected_sparsity is None or result.nothing_moved:
+        return []
+    share = percent(result.expected_sparsity)
+    return [("rounding", f"alone would leave about {share} unchanged (estimate)")]
 
 
 def _worst(tensors: Sequence[Movement]) -> list[tuple[str, str]]:

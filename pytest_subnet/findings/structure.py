@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, NamedTuple
 from pytest_subnet.errors import SelectionError
 from pytest_subnet.findings.bounds import check_message
 from pytest_subnet.findings.result import Message, reworded
+from pytest_subnet.pairs.kinds import kind_of
+from pytest_subnet.pairs.model_pair import check_pair
 from pytest_subnet.pairs.problems import describe
-from pytest_subnet.pairs.ties import find_head
+from pytest_subnet.pairs.ties import config_flag, find_head, tied_by_config
 from pytest_subnet.recording import record
 from pytest_subnet.tables import table
 from pytest_subnet.text import facts, first_few, plural, safe
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pytest_subnet.checkpoints import Checkpoint
     from pytest_subnet.pairs import ModelPair, Problem
 
@@ -89,12 +93,14 @@ def assert_same_structure(pair: ModelPair, *, message: Message | None = None) ->
 
     Raises:
         AssertionError: tensors on one side only, of other shapes, other dtypes or without entries.
+        TypeError: `pair` is no pair.
 
     >>> assert_same_structure(pair)
     SameStructure(3 tensors align, 0 problems, 0 renamed)
     """
     __tracebackhide__ = True
     check_message(message)
+    check_pair(pair)
     pair.check_unchanged()
     result = SameStructure(
         pair.label, len(pair.tensors), pair.problems, dict(pair.renamed), pair.notes
@@ -102,7 +108,7 @@ def assert_same_structure(pair: ModelPair, *, message: Message | None = None) ->
     record(result)
     if pair.problems:
         total = len(pair.tensors) + len(pair.problems)
-        text = describe(pair.problems, pair=pair.label, total=total)
+        text = describe(pair.problems, pair=pair.label, total=total, can_exclude=False)
         raise AssertionError(reworded(text, message))
     return result
 
@@ -188,31 +194,27 @@ def assert_tied(pair: ModelPair, *, message: Message | None = None) -> Ties:
     Raises:
         AssertionError: a tie of the base came apart.
         SelectionError: the base ties nothing, so there is nothing to assert.
+        TypeError: `pair` is no pair.
 
     >>> assert_tied(tied_pair)
     Ties(1 tie: tied_base -> tied_tuned)
     """
     __tracebackhide__ = True
     check_message(message)
+    check_pair(pair)
     pair.check_unchanged()
-    names = _ties_of(pair.base)
-    if not names:
+    ties = _ties_of(pair.base)
+    if not ties:
         raise SelectionError(
-            f"{safe(pair.base.label)} ties nothing that can be seen: no shared storage, and no "
-            "tie_word_embeddings in a config.json beside it; leave assert_tied out, or add the "
-            "config"
+            f"{safe(pair.base.label)} ties nothing that can be seen: no shared storage, and "
+            f"{_stated(pair.base.config)}"
         )
-    new_names = {base: tuned for tuned, base in pair.renamed.items()}
+    sides = (pair.base, {name: name for name in pair.base.names()}), (pair.tuned, pair.tuned_names)
     result = Ties(
         pair.label,
         tuple(
-            Tie(
-                name,
-                source,
-                _standing(pair.base, name, source),
-                _standing(pair.tuned, new_names.get(name, name), new_names.get(source, source)),
-            )
-            for name, source in names.items()
+            Tie(name, source, *(_standing(side, names, name, source) for side, names in sides))
+            for name, source in ties.items()
         ),
     )
     record(result)
@@ -226,20 +228,35 @@ def _ties_of(checkpoint: Checkpoint) -> dict[str, str]:
     head = find_head(checkpoint)
     if head.embedding is not None and head.is_tied(ask_transformers=True):
         ties.pop(head.embedding, None)
-        ties[head.head or "lm_head.weight"] = head.embedding
+        ties[head.head_name] = head.embedding
     return ties
 
 
-def _standing(checkpoint: Checkpoint, name: str, source: str) -> str:
-    if checkpoint.ties.get(name) == source or checkpoint.ties.get(source) == name:
-        return "one storage"
-    stored = {name, source} & set(checkpoint.names())
-    if len(stored) == 2:
-        same = checkpoint.fingerprint(name) == checkpoint.fingerprint(source)
+def _stated(config: Mapping[str, object]) -> str:
+    flag = config_flag(config)
+    if flag is None:
+        return (
+            "no tie_word_embeddings in a config.json beside it; leave assert_tied out, or add the "
+            "config"
+        )
+    return (
+        f'its config states "tie_word_embeddings": {str(flag).lower()}; leave assert_tied out, or '
+        "correct the config or the weights"
+    )
+
+
+def _standing(checkpoint: Checkpoint, names: Mapping[str, str], name: str, source: str) -> str:
+    """How the tie stands in `checkpoint`, whose own names are in `names` by those of the base."""
+    one, other = names.get(name), names.get(source)
+    if one is not None and other is not None:
+        if checkpoint.ties.get(one, one) == checkpoint.ties.get(other, other):
+            return "one storage"
+        same = checkpoint.fingerprint(one) == checkpoint.fingerprint(other)
         return "same bits" if same else "differs"
-    if not stored:
+    # A config speaks of the head only.
+    if (one is None and other is None) or kind_of(name) != "head":
         return "not stored"
-    tied = find_head(checkpoint).is_tied(ask_transformers=True)
+    tied = tied_by_config(checkpoint.config)
     return "no config says" if tied is None else "one storage" if tied else "not tied"
 
 

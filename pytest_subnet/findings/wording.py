@@ -23,6 +23,7 @@ def share_against(share: float, bound: float) -> tuple[str, str]:
     >>> share_against(0.7184, 0.80), share_against(0.999999, 0.90)
     (('71.84%', '80.00%'), ('99.9999%', '90.0000%'))
     """
+    share, bound = float(share), float(bound)
     for digits in range(2, 16):
         texts = f"{share * 100:.{digits}f}%", f"{bound * 100:.{digits}f}%"
         extremes = {f"{edge:.{digits}f}%" for edge in (0, 100) if share * 100 != edge}
@@ -37,6 +38,7 @@ def number_against(value: float, bound: float) -> tuple[str, str]:
     >>> number_against(0.25, 0.1), number_against(0.10001, 0.1)
     (('0.25', '0.1'), ('0.10001', '0.1'))
     """
+    value, bound = float(value), float(bound)
     for digits in range(3, 17):
         texts = f"{value:.{digits}g}", f"{bound:.{digits}g}"
         if texts[0] != texts[1]:

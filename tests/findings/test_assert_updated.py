@@ -36,8 +36,9 @@ def test_a_tensor_that_stood_still_fails(pair_of, base, tuned, fails_with):
                      model.layers.0.mlp.down_proj.weight  0 / 32  (bf16[8,4])
                      model.norm.weight                     0 / 4  (bf16[4])
           resolution bf16 stores no step below 0.002 at |w| = 1 (rms) without float32 masters
-          usually    no gradient reaches them, the optimiser does not own them, or each step is
-                     smaller than the storage dtype resolves
+                     a step can move, of these, 0.00% at 1e-06, 0.00% at 1e-05, 0.00% at 1e-04
+          usually    no gradient reaches them (a LoRA A while its B is zero), the optimiser does not
+                     own them, or each step is smaller than the storage dtype resolves
           to accept  leave the tensors out with exclude=
     """):
         assert_updated(pair, "*")
@@ -54,8 +55,9 @@ def test_a_tensor_that_moved_too_little_fails_with_a_bound_that_holds(
           updated    5 / 64   in 2 of 2 tensors
           worst      model.layers.0.mlp.up_proj.weight  3.12% updated  (bf16[4,8])
           resolution bf16 stores no step below 0.002 at |w| = 1 (rms) without float32 masters
-          usually    no gradient reaches them, the optimiser does not own them, or each step is
-                     smaller than the storage dtype resolves
+                     a step can move, of these, 0.00% at 1e-06, 0.00% at 1e-05, 0.00% at 1e-04
+          usually    no gradient reaches them (a LoRA A while its B is zero), the optimiser does not
+                     own them, or each step is smaller than the storage dtype resolves
           to accept  leave the tensors out with exclude=, or at_least=0.031
     """):
         assert_updated(pair, "*proj*", at_least=0.125)
@@ -79,8 +81,8 @@ def test_zeros_that_only_changed_sign_did_not_move(fails_with):
           pair       dict of tensors -> dict of tensors   (same bits, f32, 1/1 tensor, 4 entries)
           updated    2 / 4   in 1 of 1 tensor
           worst      w.weight  2 / 4  only signs of zeros  (f32[4])
-          usually    no gradient reaches them, the optimiser does not own them, or each step is
-                     smaller than the storage dtype resolves
+          usually    no gradient reaches them (a LoRA A while its B is zero), the optimiser does not
+                     own them, or each step is smaller than the storage dtype resolves
           to accept  leave the tensors out with exclude=
     """):
         assert_updated(pair, "*")
@@ -98,6 +100,22 @@ def test_a_tensor_in_which_only_nan_appeared_did_not_move(tolerance):
         assert_updated(open_pair(base, tuned), "*", **tolerance)
     assert str(caught.value).startswith("1 of 1 tensor did not move\n")
     assert "  only NaN or Inf  (f32[4])" in str(caught.value)
+
+
+def test_nan_beside_a_value_that_moved_is_no_movement():
+    base, tuned = torch.zeros(100), torch.full((100,), float("nan"))
+    tuned[0] = 1
+    pair = open_pair({"w.weight": base}, {"w.weight": tuned})
+    assert_updated(pair, "*", at_least=0.01)
+    with pytest.raises(AssertionError, match=r"density 1\.00% is below the required 99\.00%"):
+        assert_updated(pair, "*", at_least=0.99)
+
+
+def test_nan_beside_a_value_that_moved_within_the_tolerance_is_no_movement():
+    base, tuned = torch.zeros(100), torch.zeros(100)
+    tuned[0], tuned[1] = 1e-9, float("nan")
+    with pytest.raises(AssertionError, match="1 of 1 tensor did not move"):
+        assert_updated(open_pair({"w.weight": base}, {"w.weight": tuned}), "*", atol=1e-5)
 
 
 def test_integer_tensors_move_by_bits(pair_of):
@@ -135,6 +153,16 @@ def test_the_resolution_of_a_16_bit_dtype_is_shown(dtype, size, hint):
     lines = [line for line in str(caught.value).splitlines() if "resolution" in line]
     assert len(lines) == (hint is not None)
     assert all(hint in line for line in lines)
+
+
+def test_which_share_a_step_can_move_is_that_of_the_tensors_that_did_not():
+    base = {"a.weight": torch.ones(64, 64).bfloat16(), "b.weight": torch.ones(64, 64).bfloat16()}
+    base["b.weight"][::2] = 2.0**-12  # half a gap is 9.5e-7 above it, and half of that below
+    tuned = {"a.weight": base["a.weight"] + 1, "b.weight": base["b.weight"].clone()}
+    with pytest.raises(AssertionError) as caught:
+        assert_updated(open_pair(base, tuned), "*")
+    expected = "a step can move, of these, 50.00% at 1e-06, 50.00% at 1e-05, 50.00% at 1e-04"
+    assert expected in str(caught.value)
 
 
 @pytest.mark.parametrize(("dtype", "bits"), [(torch.bfloat16, 8), (torch.float16, 11)])

@@ -49,8 +49,9 @@ def test_bfloat16_without_masters_stays_at_one(pair_of, fails_with):
           updated    0 / 768   in 0 of 1 tensor
           worst      model.norm.weight  0 / 768  (bf16[768])
           resolution bf16 stores no step below 0.002 at |w| = 1 (rms) without float32 masters
-          usually    no gradient reaches them, the optimiser does not own them, or each step is
-                     smaller than the storage dtype resolves
+                     a step can move, of these, 0.00% at 1e-06, 0.00% at 1e-05, 0.00% at 1e-04
+          usually    no gradient reaches them (a LoRA A while its B is zero), the optimiser does not
+                     own them, or each step is smaller than the storage dtype resolves
           to accept  leave the tensors out with exclude=
     """):
         assert_updated(pair, "*norm*")
@@ -110,7 +111,7 @@ def test_decay_and_old_momentum_move_what_a_mask_should_freeze(pair_of, optimize
     with pytest.raises(AssertionError) as caught:
         assert_frozen(pair, "frozen.*")
     lines = str(caught.value).splitlines()
-    assert lines[0] == "2 of 2 frozen tensors moved"
+    assert lines[0].startswith("2 of 2 frozen tensors moved by up to ")
     assert lines[2] == "  updated    72 / 72"
     assert lines[-3].startswith("  usually    weight decay on zero gradients, optimiser state from")
     assert_updated(pair, "trained.*")
@@ -220,7 +221,7 @@ def test_a_checkpoint_passed_through_half_precision_lost_its_small_values(pair_o
     finite = words[words.isfinite()]
     moderate = finite[finite.abs() < 65536]
     pair = pair_of({"w.weight": moderate}, {"w.weight": moderate.half().bfloat16()})
-    with pytest.raises(AssertionError, match=r"\A1 of 1 frozen tensor moved\n"):
+    with pytest.raises(AssertionError, match=r"\A1 of 1 frozen tensor moved by up to 2\.98e-08\n"):
         assert_frozen(pair, "*")
     result = update_sparsity(pair)
     small = moderate.abs() < 2**-17

@@ -127,7 +127,8 @@ def test_updated_holds_where_a_finite_value_changed_and_only_there(sides):
 def test_both_measures_count_the_same(sides):
     pair = open_pair(*sides)
     sparsity, movement = update_sparsity(pair), update_movement(pair)
-    assert sparsity.per_tensor == movement.per_tensor
+    counted = tuple(each._replace(expected_sparsity=None) for each in sparsity.per_tensor)
+    assert counted == movement.per_tensor
     assert (sparsity.updated, sparsity.sparsity) == (movement.updated, movement.sparsity)
     json.dumps([sparsity.to_dict(), movement.to_dict()], allow_nan=False)
 

@@ -73,7 +73,8 @@ def test_what_was_gathered_is_never_read_again(pair_of, base, tuned, monkeypatch
     assert_frozen(pair, "*", exclude="*norm*")
     assert_finite(pair)
     assert_max_change(pair, at_most=1)
-    assert update_movement(pair).per_tensor == measured.per_tensor
+    counted = tuple(each._replace(expected_sparsity=None) for each in measured.per_tensor)
+    assert update_movement(pair).per_tensor == counted
 
 
 def test_only_what_is_selected_is_read(pair_of, base, tuned, monkeypatch):

@@ -211,6 +211,7 @@ def test_the_result_is_frozen_plain_and_one_line(pair_of, base, tuned):
         "finding": "update_sparsity",
         "sparsity": 0.92,
         "density": 0.08,
+        "expected_sparsity": result.expected_sparsity,
         "updated": 8,
         "zero_sign_flips": 0,
         "nonfinite": 0,
@@ -245,13 +246,13 @@ def test_the_table_is_text_with_every_tensor(pair_of, base, tuned):
             "  pair       base -> tuned   (same bits, bf16, 2/4 tensors, 64 entries)",
             "",
             "tensor                               kind         layer    entries    updated"
-            "    sparsity    density",
+            "    sparsity    density    expected",
             "-----------------------------------  ---------  -------  ---------  ---------"
-            "  ----------  ---------",
+            "  ----------  ---------  ----------",
             "model.layers.0.mlp.down_proj.weight  down_proj        0         32          0"
-            "     100.00%      0.00%",
+            "     100.00%      0.00%     100.00%",
             "model.layers.0.mlp.up_proj.weight    up_proj          0         32          8"
-            "      75.00%     25.00%",
+            "      75.00%     25.00%       0.47%",
         ]
     )
 
@@ -267,3 +268,14 @@ def test_names_that_could_steer_a_terminal_are_escaped(pair_of):
         assert "\x1b" not in text
     assert r"evil\x1b[31m\n| <b>.weight" in str(caught.value)
     assert r"evil\x1b[31m\n| <b>.weight" in result.table()
+
+
+def test_it_stands_beside_the_nearest_published_numbers(base, tuned, pair_of):
+    tuned[UP][:3] = 2
+    result = update_sparsity(pair_of(base, tuned), atol=1e-5)
+    beside = result.compare_published(algorithm="grpo", count=2)
+    assert (beside.sparsity, beside.tolerance, beside.dtype) == (0.76, PAPER, "bf16")
+    assert [row.sparsity for row in beside.comparable] == [0.698, 0.688]
+    text = beside.table()
+    assert text.startswith("sparsity 76.00% beside the nearest published numbers for GRPO\n")
+    assert "learning rate, number of steps, batch size and optimiser move the number" in text

@@ -6,7 +6,14 @@ import json
 import pytest
 import torch
 
-from pytest_subnet import CheckpointError, SelectionError, assert_tied, open_pair, record_update
+from pytest_subnet import (
+    CheckpointError,
+    SelectionError,
+    assert_same_structure,
+    assert_tied,
+    open_pair,
+    record_update,
+)
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 TIED = {"tie_word_embeddings": True}
@@ -97,10 +104,69 @@ def test_a_base_without_ties_leaves_nothing_to_assert(save, recorded):
     with pytest.raises(SelectionError) as caught:
         assert_tied(pair)
     assert str(caught.value) == (
+        "base ties nothing that can be seen: no shared storage, and its config states "
+        '"tie_word_embeddings": false; leave assert_tied out, or correct the config or the weights'
+    )
+    assert recorded == []
+
+
+def test_a_base_whose_config_says_nothing_is_told_so(save):
+    pair = open_pair(save(weights(1.0, 2.0), "base"), save(weights(2.0, 2.0), "tuned"))
+    with pytest.raises(SelectionError) as caught:
+        assert_tied(pair)
+    assert str(caught.value) == (
         "base ties nothing that can be seen: no shared storage, and no tie_word_embeddings in a "
         "config.json beside it; leave assert_tied out, or add the config"
     )
-    assert recorded == []
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "base_model.model."])
+def test_a_tie_is_found_behind_a_wrappers_prefix_on_either_side(save, prefix):
+    def behind(tensors):
+        return {prefix + name: tensor for name, tensor in tensors.items()}
+
+    plain, wrapped = save(weights(1.0, 1.0), "p", TIED), save(behind(weights(2.0, 2.0)), "w", TIED)
+    assert standing(plain, wrapped) == (HEAD, EMBED, "same bits", "same bits")
+    assert standing(wrapped, plain) == (prefix + HEAD, prefix + EMBED, "same bits", "same bits")
+    apart = save(behind(weights(2.0, 3.0)), "apart", TIED)
+    with pytest.raises(AssertionError, match="base same bits, tuned differs"):
+        assert_tied(open_pair(plain, apart))
+
+
+@pytest.mark.parametrize(("head", "text"), [(2.0, "same bits"), (3.0, "differs")])
+def test_a_tie_is_found_under_the_names_of_the_user(save, head, text):
+    renamed = {"tok.weight": torch.full((8, 4), 2.0), "output.weight": torch.full((8, 4), head)}
+    pair = open_pair(
+        save(weights(1.0), "base", TIED),
+        save(renamed, "tuned", TIED),
+        rename={"tok.weight": EMBED, "output.weight": HEAD},
+    )
+    if text == "same bits":
+        assert assert_tied(pair).ties[0].tuned == text
+    else:
+        with pytest.raises(AssertionError, match=f"tuned {text}"):
+            assert_tied(pair)
+
+
+def test_a_config_says_nothing_of_a_tie_that_is_not_the_heads(save):
+    shared = torch.ones(8, 4)
+    base = {"a.weight": shared, "b.weight": shared, "c.weight": torch.ones(2)}
+    tuned = save({"a.weight": torch.ones(8, 4), "c.weight": torch.ones(2)}, "tuned", TIED)
+    with pytest.raises(
+        AssertionError, match=r"b\.weight = a\.weight:  base one storage, tuned not"
+    ):
+        assert_tied(open_pair(base, tuned))
+
+
+@pytest.mark.parametrize("pair", ["runs/tuned", None, ("base", "tuned"), {"w": torch.ones(2)}])
+@pytest.mark.parametrize("ask", [assert_tied, assert_same_structure])
+def test_what_is_no_pair_is_told_how_to_make_one(ask, pair):
+    with pytest.raises(TypeError) as caught:
+        ask(pair)
+    assert str(caught.value) == (
+        f"a ModelPair is needed, got {type(pair).__name__}; make one with open_pair(base, tuned), "
+        "or take the fixture model_pair"
+    )
 
 
 def test_a_module_that_keeps_its_tie_through_training_holds():

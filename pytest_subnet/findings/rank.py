@@ -1,0 +1,268 @@
+"""In how many directions each matrix moved (arXiv 2505.11711, section 5 and Table 2)."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from pytest_subnet import progress
+from pytest_subnet.checkpoints.dtypes import ARITHMETIC, DTYPES
+from pytest_subnet.errors import SelectionError
+from pytest_subnet.findings.bounds import check_fraction, check_message
+from pytest_subnet.findings.rank_result import RankOfUpdate, UpdateRank
+from pytest_subnet.findings.rank_texts import nothing_moved, only_rounding, too_low
+from pytest_subnet.findings.result import Message, reworded
+from pytest_subnet.findings.rounding import ROUNDED
+from pytest_subnet.pairs.selection import select
+from pytest_subnet.recording import record
+from pytest_subnet.text import first_few, plural, safe
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_subnet.findings.rank_result import Null
+    from pytest_subnet.pairs import ModelPair, Selection
+    from pytest_subnet.pairs.model_pair import TensorPair
+    from pytest_subnet.pairs.selection import Patterns
+
+FLOAT32_EPS = 2.0**-23
+"""Of the tolerance, for every dtype: the paper's script ranks updates in float32."""
+
+_KEY = "rank"
+
+
+def update_rank(
+    pair: ModelPair,
+    *,
+    effective: bool = False,
+    include: Patterns | None = None,
+    exclude: Patterns | None = None,
+    kinds: Patterns | None = None,
+    null: Null = "rounding",
+) -> UpdateRank:
+    """Measure in how many directions each matrix moved.
+
+    rank = singular values of tuned - base above σ1 · max(m, n) · eps(float32), counted exactly, for
+    every selected weight of two dimensions. Others have no rank and are left out.
+
+    Args:
+        pair: base and tuned; matrices are read one at a time, each once, and compared on the
+            pair's device.
+        effective: also the effective rank, which needs all singular values and takes longer.
+        include: glob or globs on base names; None takes all.
+        exclude: glob or globs on base names to leave out.
+        kinds: kind or kinds (`"q_proj"`, `"down_proj"`, …).
+        null: `"rounding"` also counts the resolved rank: the singular values above twice what
+            rounding to a 16-bit dtype produces by itself. None leaves it out.
+
+    Returns:
+        Rank, stable rank and resolved rank, in all and per matrix.
+
+    Raises:
+        SelectionError: a pattern matches nothing, no weight of two dimensions is selected, or one
+            holds NaN or Inf, or is of a dtype without arithmetic (float8).
+        PairMismatchError: a selected tensor does not align.
+        CheckpointError: a side cannot be read, or changed since the pair was opened.
+        ValueError: an unknown `null`.
+
+    Source: arXiv 2505.11711, section 5 and Table 2 (there `torch.linalg.matrix_rank`).
+
+    >>> update_rank(pair, include="*up_proj*").rank
+    1
+    """
+    _check_null(null)
+    selection = select(pair, include, exclude, kinds)
+    rows = _matrices(pair, selection)
+    result = UpdateRank(
+        pair=pair.label,
+        matrices_total=sum(_is_matrix(each) for each in pair.tensors),
+        notes=_notes(pair, selection),
+        null=null,
+        per_tensor=_measured(pair, rows, effective=effective, null=null),
+    )
+    record(result)
+    return result
+
+
+def _check_null(null: Null) -> None:
+    if null not in ("rounding", None):
+        raise ValueError(f"null={null!r} is not one of 'rounding', None")
+
+
+def _is_matrix(tensor: TensorPair) -> bool:
+    return tensor.is_weight and len(tensor.shape) == 2
+
+
+def _matrices(pair: ModelPair, selection: Selection) -> list[int]:
+    rows = [row for row in selection.rows if _is_matrix(pair.tensors[row])]
+    if not rows:
+        raise SelectionError(
+            f"none of {plural(len(selection.rows) + len(selection.apart), 'selected tensor')} is a "
+            "weight of two dimensions, and only these have a rank"
+        )
+    refused = [pair.tensors[row] for row in rows if pair.tensors[row].dtype not in ARITHMETIC]
+    if refused:
+        names = first_few([f"{each.name} ({each.dtype})" for each in refused])
+        raise SelectionError(
+            f"no difference is known for {plural(len(refused), 'selected matrix')}: {names}; leave "
+            "them out with exclude="
+        )
+    return rows
+
+
+def _notes(pair: ModelPair, selection: Selection) -> tuple[str, ...]:
+    notes = [*pair.notes, *(f"{safe(name)} is tied, counted once" for name in pair.tied)]
+    stacks = sum(len(pair.tensors[row].shape) > 2 for row in selection.rows)
+    if stacks:
+        notes.append(f"{plural(stacks, 'tensor')} of more than two dimensions left out")
+    if pair.problems:  # all of them were excluded, or there would be no measure
+        notes.append(f"{plural(len(pair.problems), 'tensor')} left out that cannot be compared")
+    return tuple(notes)
+
+
+def _measured(
+    pair: ModelPair, rows: Sequence[int], *, effective: bool, null: Null
+) -> tuple[RankOfUpdate, ...]:
+    """The rows asked for, with what was asked for; what was counted before is not read again."""
+    with pair.lock:
+        known = pair.memory.setdefault(_KEY, {})
+        if not isinstance(known, dict):
+            raise TypeError(f"pair.memory[{_KEY!r}] is taken by {type(known).__name__}")
+        pair.check_unchanged()
+        if pair.base.is_live or pair.tuned.is_live:  # what was ranked may have been written to
+            known.clear()
+        missing = [row for row in rows if not _answers(known.get(row), effective, null)]
+        if missing:
+            pair.check_second_names()
+            fresh = {}
+            nbytes = sum(_nbytes(pair.tensors[row]) for row in missing)
+            with progress.bar(nbytes, "ranking") as advance:
+                for row in missing:
+                    fresh[row] = _rank_of(pair, pair.tensors[row], effective=effective, null=null)
+                    advance(_nbytes(pair.tensors[row]))
+            pair.check_unchanged()
+            known.update(fresh)
+        found = [known[row] for row in rows]
+    return tuple(
+        each._replace(
+            resolved_rank=each.resolved_rank if null else None,
+            floor=each.floor if null else None,
+            effective_rank=each.effective_rank if effective else None,
+        )
+        for each in found
+    )
+
+
+def _nbytes(tensor: TensorPair) -> int:
+    itemsizes = (DTYPES[dtype].itemsize for dtype in (tensor.base_dtype, tensor.tuned_dtype))
+    return tensor.numel * sum(itemsizes)
+
+
+def _answers(known: RankOfUpdate | None, effective: bool, null: Null) -> bool:
+    """Whether what is known of a matrix is all that is asked."""
+    if known is None or (effective and known.effective_rank is None):
+        return False
+    return null is None or known.dtype not in ROUNDED or known.resolved_rank is not None
+
+
+def _rank_of(pair: ModelPair, tensor: TensorPair, *, effective: bool, null: Null) -> RankOfUpdate:
+    from pytest_subnet.findings.spectra import Spectrum, effective_rank, frobenius_norm
+    from pytest_subnet.findings.update_matrices import read_update
+
+    rounded = null is not None and tensor.dtype in ROUNDED
+    delta, mean_square_gap = read_update(pair, tensor, gaps=rounded)
+    norm = frobenius_norm(delta)
+    if not math.isfinite(norm):
+        raise SelectionError(
+            f"{safe(tensor.name)} holds NaN, Inf or changes beyond float32 in {pair.label}, and "
+            "has no singular values; leave it out with exclude="
+        )
+    spectrum = Spectrum(delta, all_values=effective)
+    del delta
+    largest = spectrum.largest()
+    limit = largest * max(tensor.shape) * FLOAT32_EPS
+    rank = spectrum.count_above(limit)
+    floor = None if mean_square_gap is None else _floor(tensor.shape, mean_square_gap)
+    # What is below the tolerance is no rank, however quiet the rounding.
+    resolved = rank if floor is None or 2 * floor <= limit else spectrum.count_above(2 * floor)
+    return RankOfUpdate(
+        name=tensor.name,
+        shape=tensor.shape,
+        dtype=tensor.dtype,
+        layer=tensor.layer,
+        kind=tensor.kind,
+        rank=rank,
+        max_rank=min(tensor.shape),
+        stable_rank=(norm / largest) ** 2 if largest else 0.0,
+        resolved_rank=None if floor is None else resolved,
+        effective_rank=effective_rank(spectrum.values()) if effective else None,
+        largest=largest,
+        floor=floor,
+    )
+
+
+def _floor(shape: Sequence[int], mean_square_gap: float) -> float:
+    """The largest singular value to expect of noise that is spread evenly over each gap."""
+    return sum(map(math.sqrt, shape)) * math.sqrt(mean_square_gap / 12)
+
+
+def assert_update_rank(
+    pair: ModelPair,
+    *,
+    at_least: float,
+    null: Null = "rounding",
+    include: Patterns | None = None,
+    exclude: Patterns | None = None,
+    kinds: Patterns | None = None,
+    message: Message | None = None,
+) -> UpdateRank:
+    """Fail unless the matrices moved in nearly all of their directions, on average.
+
+    Judges the mean of rank / min(m, n) over the matrices, each counting once. Storing in 16 bits
+    adds noise of full rank to whatever was learnt. So on 16-bit pairs the bound must also hold for
+    the singular values that stand out of this noise; float32 pairs are not rounded.
+
+    Valid usages:
+        assert_update_rank(pair, at_least=0.99)                     # float32: the paper's claim
+        assert_update_rank(pair, at_least=0.99, null=None)          # the paper's bare number
+        assert_update_rank(pair, at_least=0.10, kinds="q_proj")     # bf16: beyond rounding
+
+    Args:
+        pair: base and tuned.
+        at_least: fraction in [0, 1].
+        null: `"rounding"` asks that the singular values above twice the rounding floor reach the
+            bound too; None takes the bare number.
+        include: as in `update_rank`.
+        exclude: as in `update_rank`.
+        kinds: as in `update_rank`.
+        message: rewords a failure.
+
+    Returns:
+        What `update_rank` measured.
+
+    Raises:
+        AssertionError: the bound does not hold, only rounding makes it hold, or no matrix moved.
+        ValueError: `at_least` outside [0, 1], or an unknown `null`.
+        SelectionError: as in `update_rank`.
+        PairMismatchError: as in `update_rank`.
+
+    Source: arXiv 2505.11711, section 5 and Table 2; the null is ours.
+
+    >>> assert_update_rank(pair, at_least=0.1, include="*up_proj*").resolved_rank
+    1
+    """
+    __tracebackhide__ = True
+    check_fraction("at_least", at_least)
+    check_message(message)
+    result = update_rank(pair, include=include, exclude=exclude, kinds=kinds, null=null)
+    resolved = result.resolved_ratio
+    text = None
+    if result.nothing_moved:
+        text = nothing_moved(result)
+    elif result.ratio < at_least:
+        text = too_low(result, at_least)
+    elif resolved is not None and resolved < at_least:
+        text = only_rounding(result, at_least)
+    if text is not None:
+        raise AssertionError(reworded(text, message))
+    return result

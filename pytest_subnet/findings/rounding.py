@@ -1,0 +1,217 @@
+"""What storing in 16 bits does to an unstructured update: closed forms on the gaps between values.
+
+An update d ~ N(0, s²) of a stored weight shows when it leaves the weight's rounding cell, half a
+gap to either side. A gap is a power of two: 2^(e - bias - mantissa bits) above a weight of exponent
+e, and half of that below a weight whose mantissa is zero. How often each gap occurs is all that the
+density and the energy of the stored update depend on; see docs/findings/precision.md.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+
+class _Format(NamedTuple):
+    exponent_bits: int
+    mantissa_bits: int
+
+    @property
+    def lowest_gap(self) -> int:
+        """log2 of the gap between subnormal values."""
+        return 2 - (1 << (self.exponent_bits - 1)) - self.mantissa_bits
+
+
+_FORMATS = {"bfloat16": _Format(8, 7), "float16": _Format(5, 10)}
+
+ROUNDED = tuple(_FORMATS)
+"""The dtypes whose rounding hides updates of a size that training makes."""
+
+LOWEST_GAP = min(each.lowest_gap for each in _FORMATS.values())
+"""log2 of the first gap that is counted."""
+
+GAPS = 256
+"""How many gaps are counted; enough for bfloat16."""
+
+_STEPS = 64
+"""Grid points to a factor of two in s. The table is interpolated: its error is below 1e-4."""
+
+_erfc = np.frompyfunc(math.erfc, 1, 1)
+
+
+def strata(words: NDArray[np.uint16], dtype: str) -> NDArray[np.uint16]:
+    """For each 16-bit float `2 * exponent + (mantissa == 0)`, with the exponent as it is stored."""
+    bits, mantissa = _FORMATS[dtype].exponent_bits, _FORMATS[dtype].mantissa_bits
+    exponents = (words >> mantissa) & ((1 << bits) - 1)
+    is_power = (words & ((1 << mantissa) - 1)) == 0
+    result: NDArray[np.uint16] = (2 * exponents + is_power).astype(np.uint16, copy=False)
+    return result
+
+
+def sides(population: NDArray[np.int64], dtype: str) -> NDArray[np.int64]:
+    """How often each gap occurs, counted once above and once below every finite weight.
+
+    Args:
+        population: int64 `[..., strata]`, weights by stratum.
+        dtype: one of `ROUNDED`.
+
+    Returns:
+        int64 `[..., GAPS]`: position i is the gap 2^(LOWEST_GAP + i).
+    """
+    form = _FORMATS[dtype]
+    first = form.lowest_gap - LOWEST_GAP
+    finite = (1 << form.exponent_bits) - 1  # the last exponent is that of NaN and Inf
+    some, powers = (population[..., i : 2 * finite : 2] for i in (0, 1))
+    counts = np.zeros((*population.shape[:-1], GAPS), np.int64)
+    # Subnormals lie as far apart as the smallest normals, and as far below the first of these.
+    counts[..., first] += 2 * (some[..., 0] + powers[..., 0]) + powers[..., 1]
+    counts[..., first : first + finite - 1] += 2 * some[..., 1:] + powers[..., 1:]
+    counts[..., first : first + finite - 2] += powers[..., 2:]
+    return counts
+
+
+def strata_count(dtype: str) -> int:
+    """How many strata a 16-bit dtype has."""
+    return 2 << _FORMATS[dtype].exponent_bits
+
+
+def _relative_energy(r: float) -> float:
+    """E[(stored difference / gap)²] for s = r gap.
+
+    A difference of k gaps is stored when |d| is within half a gap of k gaps, so that it is
+    Σ_k k² P(k - ½ < |d|/gap < k + ½) = Σ_{k≥1} (2k - 1) erfc((k - ½) / (√2 r)), which for wide
+    steps is that of rounding noise on top: r² + 1/12 (at r = 2 to 16 digits).
+    """
+    if r > 2:
+        return r * r + 1 / 12
+    return sum((2 * k - 1) * math.erfc((k - 0.5) / (math.sqrt(2) * r)) for k in range(1, 25))
+
+
+@cache
+def _table() -> NDArray[np.float64]:
+    """`_relative_energy` at 2^(i / _STEPS - 6), up to 2; below that nothing is stored."""
+    return np.array([_relative_energy(2 ** (i / _STEPS - 6)) for i in range(7 * _STEPS + 1)])
+
+
+def _looked_up(steps: NDArray[np.int64]) -> NDArray[np.float64]:
+    """`_relative_energy` at 2^(steps / _STEPS)."""
+    table = _table()
+    at = steps + 6 * _STEPS
+    wide = np.exp2(np.minimum(steps, 200 * _STEPS) / (_STEPS / 2)) + 1 / 12
+    inside = table[at.clip(0, table.size - 1)]
+    return np.where(at < 0, 0.0, np.where(at < table.size, inside, wide))
+
+
+def stored_energy(counts: NDArray[np.int64], step_size: float) -> float:
+    """Σ (stored difference)² to expect of an update d ~ N(0, step_size²).
+
+    The grid beyond the next power of two is taken to go on as before it, which is wrong only for
+    the few weights beside one.
+
+    Args:
+        counts: int64 `[GAPS]`, as `sides` gives them.
+        step_size: standard deviation of d, in weight units.
+    """
+    gaps = [(int(count), 2.0 ** (LOWEST_GAP + i)) for i, count in enumerate(counts) if count]
+    return sum(n / 2 * gap * gap * _relative_energy(step_size / gap) for n, gap in gaps)
+
+
+def solve_step_sizes(
+    counts: NDArray[np.int64], energies: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The s at which unstructured updates would have left the energies that were observed.
+
+    The stored energy rises with s, so that its grid of 64 points to a factor of two is searched by
+    bisection, for all tensors at once.
+
+    Args:
+        counts: int64 `[tensors, GAPS]`, as `sides` gives them.
+        energies: float64 `[tensors]`, mean of (stored difference)² over the weights; above zero.
+
+    Returns:
+        float64 `[tensors]`, in weight units; NaN where there is no weight.
+    """
+    used = np.flatnonzero(counts.any(axis=0))
+    shares = counts[:, used] / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    squares = shares * np.exp2(2.0 * (LOWEST_GAP + used))
+    shifts = (LOWEST_GAP + used) * _STEPS
+
+    def energy(at: NDArray[np.int64]) -> NDArray[np.float64]:
+        result: NDArray[np.float64] = (squares * _looked_up(at[:, None] - shifts)).sum(axis=1)
+        return result
+
+    low = np.full(len(energies), (LOWEST_GAP - 6) * _STEPS, np.int64)
+    high = np.full(len(energies), 128 * _STEPS, np.int64)
+    while (high - low).max(initial=0) > 1:
+        middle = (low + high) // 2
+        below = energy(middle) < energies
+        low, high = np.where(below, middle, low), np.where(below, high, middle)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        least, most = np.log(energy(low)), np.log(energy(high))
+        part = np.nan_to_num((np.log(energies) - least) / (most - least), nan=1.0).clip(0, 1)
+    return np.where(counts.any(axis=1), np.exp2((low + part) / _STEPS), np.nan)
+
+
+def densities(
+    counts: NDArray[np.int64], step_sizes: NDArray[np.float64], atol: float = 0.0
+) -> NDArray[np.float64]:
+    """The share of weights that unstructured updates d ~ N(0, s²) leave changed by more than atol.
+
+    Args:
+        counts: int64 `[tensors, GAPS]`, as `sides` gives them.
+        step_sizes: float64 `[tensors]`, the s of each.
+        atol: stored differences up to it count as unchanged.
+
+    Returns:
+        float64 `[tensors]`; NaN where there is no weight.
+    """
+    used = np.flatnonzero(counts.any(axis=0))
+    gaps = np.exp2(1.0 * (LOWEST_GAP + used))
+    least = (np.floor(atol / gaps) + 0.5) * gaps  # rounded up to the first difference that counts
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        shown = _erfc(least / (math.sqrt(2) * step_sizes[:, None])).astype(np.float64)
+        result: NDArray[np.float64] = (counts[:, used] * shown).sum(axis=1) / counts.sum(axis=1)
+    return result
+
+
+def visible(counts: NDArray[np.float64], step_size: float, *, float32_master: bool) -> float:
+    """The share of (weight, direction) in which a step of this size shows.
+
+    On the grid it shows when it is longer than half the gap; from float32 masters, which lie
+    anywhere in the cell, with probability step / gap.
+
+    Args:
+        counts: `[GAPS]`, as `sides` gives them; those of several tensors may be added with weights.
+        step_size: |step|, in weight units.
+        float32_master: whether the step is added to a float32 copy of the weights.
+    """
+    gaps = np.exp2(1.0 * (LOWEST_GAP + np.arange(GAPS)))
+    shown = np.minimum(1, step_size / gaps) if float32_master else step_size > gaps / 2
+    return float((counts * shown).sum() / counts.sum())
+
+
+def square_gaps(base: torch.Tensor, tuned: torch.Tensor) -> float:
+    """Σ gap² over the entries, each with the gap above the larger magnitude of the two sides.
+
+    What rounding adds to an update is spread over such a gap: of variance gap² / 12.
+
+    Args:
+        base: of one of the dtypes in `ROUNDED`, finite, on any device.
+        tuned: of the same shape and dtype, on the same device.
+    """
+    import torch
+
+    form = _FORMATS[str(base.dtype).removeprefix("torch.")]
+    exponents = ((1 << form.exponent_bits) - 1) << form.mantissa_bits
+    words = torch.maximum(base.view(torch.int16) & 0x7FFF, tuned.view(torch.int16) & 0x7FFF)
+    # Without its mantissa a word is the power of two below it; subnormals have the smallest's gap.
+    powers = (words & exponents).clamp_(min=1 << form.mantissa_bits).view(base.dtype)
+    norm = float(torch.linalg.vector_norm(powers, dtype=torch.float64))
+    return (norm / (1 << form.mantissa_bits)) ** 2
