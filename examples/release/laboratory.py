@@ -1,4 +1,4 @@
-"""Train a small base model in about a minute, so that the release gate has something to compare.
+"""Train a small base in two to three minutes, so that the release gate can compare something.
 
     python examples/release/laboratory.py .demo
 
