@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import platform
@@ -25,19 +26,36 @@ class Run(NamedTuple):
     output: str
 
 
+# A process starts with the peak memory of the one that starts it, as the kernel accounts it: this
+# one stays small, whatever the benchmark itself comes to hold.
+STARTER = """
+import json, os, subprocess, sys, time
+for line in sys.stdin:
+    start = time.perf_counter()
+    process = subprocess.Popen(json.loads(line), stdout=subprocess.PIPE, text=True)
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    cpu = usage.ru_utime + usage.ru_stime
+    print(json.dumps([process.returncode, seconds, cpu, usage.ru_maxrss, output]), flush=True)
+"""
+_starter = subprocess.Popen(
+    [sys.executable, "-S", "-c", STARTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+)
+atexit.register(_starter.kill)
+
+
 def run(*command: str) -> Run:
     """Run a command to its end; its own peak memory, as the kernel accounted it."""
-    start = perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    output = process.stdout.read() if process.stdout else ""
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        raise SystemExit(f"{' '.join(command)} failed with {process.returncode}:\n{output}")
+    assert _starter.stdin is not None
+    assert _starter.stdout is not None
+    print(json.dumps(command), file=_starter.stdin, flush=True)
+    returncode, seconds, cpu_seconds, peak, output = json.loads(_starter.stdout.readline())
+    if returncode != 0:
+        raise SystemExit(f"{' '.join(command)} failed with {returncode}:\n{output}")
     scale = 1 if platform.system() == "Darwin" else 1024  # bytes there, kB elsewhere
-    cpu_seconds = usage.ru_utime + usage.ru_stime
-    return Run(seconds, cpu_seconds, usage.ru_maxrss * scale / 1e6, output)
+    return Run(seconds, cpu_seconds, peak * scale / 1e6, output)
 
 
 def python(code: str, *arguments: object) -> Run:

@@ -3,13 +3,17 @@
 A second model learns to tell good texts from bad ones by how much likelier it finds them than the
 reference does. That log-ratio, token by token, is then a reward for each token, beside the outcome
 of the whole text; both are taken against what the other completions of the same prompt got.
+
+Shorter than the paper's: one optimiser step on each batch of rollouts, so that a clip of the ratio
+would never bind and there is none; process rewards from the reward model as it was before it learnt
+from the batch. Prompts whose completions all fared alike teach the policy nothing, as there.
 """
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 
 import torch
-from rollouts import clipped_loss, log_probs, sample
+from rollouts import log_probs, mean_written, read, sample
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -42,31 +46,24 @@ def train_prime(
         chosen = torch.randint(len(prompts), (batch_size // COMPLETIONS,)).tolist()
         asked = [prompts[i] for i in chosen for _ in range(COMPLETIONS)]
         batch = sample(model, tokenizer, asked, new_tokens=NEW_TOKENS)
-        scores = torch.tensor(outcome(batch.completions))
+        scores = torch.tensor(outcome(batch.completions), dtype=torch.float32)
 
-        def likely(judge: nn.Module) -> Tensor:
-            output = judge(batch.tokens, attention_mask=batch.present)  # noqa: B023
-            return log_probs(output.logits, batch.tokens)  # noqa: B023
-
-        with torch.no_grad():
-            usual, old = likely(reference), likely(model)
-
-        process = BETA * (likely(rewarder) - usual) * batch.written
+        usual = log_probs(read(reference, batch), batch)
+        process = BETA * (log_probs(read(rewarder, batch), batch) - usual) * batch.written
         loss = nn.functional.binary_cross_entropy_with_logits(process.sum(1), scores)
         reward_optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(rewarder.parameters(), REWARD_GRAD_NORM)
         reward_optimizer.step()
 
-        with torch.no_grad():
-            process = BETA * (likely(rewarder) - usual) * batch.written
-            mean = process.sum(1) / batch.written.sum(1)
-            rewards = (process - _of_the_others(mean)[:, None]) * batch.written
-            to_come = rewards.flip(1).cumsum(1).flip(1)
-            advantages = (scores - _of_the_others(scores))[:, None] + to_come
+        process = process.detach()
+        baseline = _of_the_others(process.sum(1) / batch.written.sum(1))
+        to_come = ((process - baseline[:, None]) * batch.written).flip(1).cumsum(1).flip(1)
+        advantages = (scores - _of_the_others(scores))[:, None] + to_come
+        advantages = advantages * _fared_differently(scores)[:, None]
 
         optimizer.zero_grad()
-        clipped_loss(likely(model), old, advantages, batch).backward()
+        (-mean_written(advantages * log_probs(read(model, batch), batch), batch)).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
@@ -75,3 +72,9 @@ def _of_the_others(values: Tensor) -> Tensor:
     """Return, for each completion, the mean over the others of its prompt."""
     groups = values.view(-1, COMPLETIONS)
     return ((groups.sum(1, keepdim=True) - groups) / (COMPLETIONS - 1)).flatten()
+
+
+def _fared_differently(scores: Tensor) -> Tensor:
+    """Return whether the completions of its prompt differ in outcome, for each completion."""
+    groups = scores.view(-1, COMPLETIONS)
+    return (groups.amax(1) > groups.amin(1)).repeat_interleave(COMPLETIONS)

@@ -30,13 +30,14 @@ def report(base: Path, folder: Path) -> str:
 
 
 def _moved(base: Path, folder: Path, name: str) -> dict[str, str]:
-    pair = open_pair(base, folder / name)
+    run, pair = RUNS[name], open_pair(base, folder / name)
     matrices = update_sparsity(pair, exclude="*norm*")
     exact, paper = update_sparsity(pair), update_sparsity(pair, atol=1e-5)
     rank = update_rank(pair)
     return {
         "run": name,
-        "rate": f"{RUNS[name].learning_rate:.0e}",
+        "rate": f"{run.learning_rate:.0e}",
+        "steps × batch": f"{run.steps} × {run.batch_size}",
         "sparsity": _percent(exact.sparsity),
         "within 1e-5": _percent(paper.sparsity),
         "rounding alone": _percent(exact.expected_sparsity),
@@ -63,13 +64,19 @@ def _overlap(base: Path, folder: Path, name: str) -> dict[str, str]:
 
 
 def _inside(base: Path, folder: Path, name: str) -> dict[str, str]:
-    found = subnetwork_recovery(folder / name, folder / f"{name}-inside", base=base, atol=1e-5)
+    full, inside, other = (
+        folder / each for each in (name, f"{name}-inside", f"{name}-second-seed")
+    )
+    exact = subnetwork_recovery(full, inside, base=base, atol=0)
+    near = subnetwork_recovery(full, inside, base=base, atol=1e-5)
+    control = subnetwork_recovery(full, other, base=base, atol=0)
     return {
         "run": name,
-        "agree, all entries": _percent(found.matching_everywhere / found.numel),
-        "agree, inside": _percent(found.match),
-        "base agrees, inside": _percent(found.base_match),
-        "recovered of the rest": _percent(found.recovered),
+        "entries in the mask": f"{exact.inside:,}",
+        "same value inside": _percent(exact.match),
+        "another seed, in full": _percent(control.match),
+        "all entries, within 1e-5": _percent(near.whole_match),
+        "the base, within 1e-5": _percent(near.base_whole_match),
     }
 
 

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,15 @@ def sample(
     *,
     new_tokens: int,
 ) -> Rollouts:
-    """Complete each prompt once, at temperature 1."""
+    """Complete each prompt once, each token drawn as the model finds it likely."""
     batch = tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left")
     tokens = model.generate(
         batch["input_ids"],
         attention_mask=batch["attention_mask"],
         do_sample=True,
+        temperature=1.0,
         top_k=0,
+        top_p=1.0,
         max_new_tokens=new_tokens,
         pad_token_id=tokenizer.pad_token_id,
     )
@@ -56,19 +60,22 @@ def sample(
     )
 
 
-def log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
+def read(model: PreTrainedModel, rollouts: Rollouts, **options: Any) -> CausalLMOutputWithPast:
+    """Let `model` read the rollouts, as it would have written them."""
+    return model(
+        rollouts.tokens,
+        attention_mask=rollouts.present,
+        position_ids=(rollouts.present.cumsum(1) - 1).clamp(min=0),  # prompts are padded in front
+        **options,
+    )
+
+
+def log_probs(output: CausalLMOutputWithPast, rollouts: Rollouts) -> Tensor:
     """Return the log-probability of each token after the first, `[rows, tokens - 1]`."""
-    nearest = logits[:, :-1].log_softmax(-1)
-    return nearest.gather(-1, tokens[:, 1:, None]).squeeze(-1)
+    nearest = output.logits[:, :-1].log_softmax(-1)
+    return nearest.gather(-1, rollouts.tokens[:, 1:, None]).squeeze(-1)
 
 
 def mean_written(values: Tensor, rollouts: Rollouts) -> Tensor:
     """Return the mean over the tokens that the policy wrote."""
     return (values * rollouts.written).sum() / rollouts.written.sum()
-
-
-def clipped_loss(new: Tensor, old: Tensor, advantages: Tensor, rollouts: Rollouts) -> Tensor:
-    """PPO's clipped surrogate: no gain from a token whose probability moved by more than 20 %."""
-    ratio = (new - old).exp()
-    gain = torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
-    return -mean_written(gain, rollouts)

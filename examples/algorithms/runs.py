@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One line of the table."""
+    """One line of the table; `steps` are those of the optimiser."""
 
     algorithm: str
     learning_rate: float
@@ -23,6 +23,7 @@ RUNS: dict[str, Run] = {
     "ppo": Run(algorithm="ppo", learning_rate=1e-6),
     "grpo": Run(algorithm="grpo", learning_rate=1e-6, options={"beta": 0.04}),
     "grpo-without-kl": Run(algorithm="grpo", learning_rate=1e-6, options={"beta": 0.0}),
+    # Of gradients, as in the paper: Adam divides by their size, so that little should change.
     "grpo-without-clipping": Run(
         algorithm="grpo", learning_rate=1e-6, options={"beta": 0.04, "max_grad_norm": 0.0}
     ),
@@ -41,4 +42,5 @@ TWICE = ("ppo", "grpo", "dpo", "orpo", "kto", "simpo", "prime", "sft-far")
 """Trained again with a second seed, to see how much of the update is the same."""
 
 INSIDE = ("dpo", "prime", "grpo")
-"""Trained again inside the mask of their own update; the paper does so with the first two."""
+"""Trained again inside the mask of their own update, with the same seed; the paper does so with the
+first two."""

@@ -4,7 +4,8 @@
 
 builds `.demo/base` if it is not there, a folder a run under `.demo/algorithms/`, and the table
 `.demo/algorithms/table.md`. What is up to date is not trained again. With `--short` the same code
-runs on a smaller base for a few steps: a check that it works, not a measurement.
+runs on a smaller base for two steps a run: a check that it works, not a measurement. It wants a
+folder of its own, as its base is another one.
 """
 
 import argparse
@@ -24,6 +25,9 @@ from trainers import train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pytest_subnet import open_pair, update_mask
+
+CODE = ("data.py", "ppo.py", "prime.py", "rollouts.py", "trainers.py")
+"""What a run depends on, besides its line in `runs.py`: an edit of it trains again."""
 
 SHORT_BASE = Settings(hidden_size=64, intermediate_size=128, layers=2, heads=2, steps=20)
 
@@ -51,9 +55,7 @@ def _build_run(
         "seed": seed,
         "inside": sha256(inside / "model.safetensors") if inside else None,
         "base_sha256": sha256(base / "model.safetensors"),
-        "code_sha256": [
-            sha256(path) for path in sorted(here.glob("*.py")) if path.stem != "report"
-        ],
+        "code_sha256": {name: sha256(here / name) for name in CODE},
         "trl": trl.__version__,
     }
     build_once(
