@@ -57,6 +57,7 @@ class OpenTrajectory(Protocol):
         source: str | os.PathLike[str] | Sequence[Source],
         *,
         pattern: str = "checkpoint-*",
+        as_dtype: str | None = None,
     ) -> Trajectory:
         """Open the checkpoints of a run, or give those that were opened before."""
         ...
@@ -204,18 +205,22 @@ def open_trajectory(pytestconfig: pytest.Config) -> OpenTrajectory:
     known: dict[Hashable, Trajectory] = {}
 
     def open_trajectory(
-        source: str | os.PathLike[str] | Sequence[Source], *, pattern: str = "checkpoint-*"
+        source: str | os.PathLike[str] | Sequence[Source],
+        *,
+        pattern: str = "checkpoint-*",
+        as_dtype: str | None = None,
     ) -> Trajectory:
         from pytest_subnet.scan.following import declare
         from pytest_subnet.trajectories.opening import align, find_checkpoints, open_all
 
+        _check_types(None, None, as_dtype)
         if isinstance(source, str | os.PathLike) and os.fspath(source):
             source = settings.root / os.path.expanduser(source)  # noqa: PTH111 - as in locate
         names, found = find_checkpoints(source, pattern)
         checkpoints = open_all(found, sources.open)
-        key = tuple((each.label, each.identity()) for each in checkpoints)
+        key = (as_dtype, *((each.label, each.identity()) for each in checkpoints))
         if key not in known:
-            known[key] = align(names, checkpoints)
+            known[key] = align(names, checkpoints, as_dtype)
             declare(known[key], settings.parsed_tolerances())
         return known[key]
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _HERE = str(Path(__file__).parent) + os.sep
-_CONTEXTLIB = contextlib.__file__
-"""What stands between a user's `with` and the code of a context manager."""
+_BETWEEN = (contextlib.__file__, "<string>")
+"""What stands between a user's `with` and a context manager; the `__init__` of a dataclass."""
 
 
 def end_at_caller(error: BaseException) -> None:
@@ -49,7 +49,7 @@ def _file(entry: TracebackType) -> str:
 
 
 def _is_own(entry: TracebackType) -> bool:
-    return _file(entry).startswith(_HERE) or _file(entry) == _CONTEXTLIB
+    return _file(entry).startswith(_HERE) or _file(entry) in _BETWEEN
 
 
 def _was_raised_here(entries: list[TracebackType]) -> bool:

@@ -12,6 +12,10 @@ from torch.nn import functional
 from pytest_subnet import open_trajectory, update_dynamics
 
 PICTURE = Path(__file__).with_name("dynamics.svg")
+TITLE = (
+    "The parts of an update, checkpoint by checkpoint, of a small policy-gradient run and of a "
+    "random walk"
+)
 CHECKPOINTS, STEPS, RATE = 20, 20, 2e-6  # steps of the optimiser between two checkpoints
 INPUTS, HIDDEN, ACTIONS, BATCH = 64, 256, 8, 256
 
@@ -93,9 +97,13 @@ def panel(left, title, result):
     lines += [line(xs, sparsity, "#1f4e8c"), line(xs[1:], steps, "#1f4e8c", "5 4")]
     for share in (0, 0.5, 1):
         lines.append(text(left + 34, height(share) + 4, f"{share:.0%}", "end"))
+    for number in (0, CHECKPOINTS // 2, CHECKPOINTS):
+        lines.append(text(xs[number], 269, number, "middle"))
+    lines.append(text((xs[0] + xs[-1]) / 2, 283, "checkpoint", "middle"))
+    lines.append(f'<g transform="rotate(-90)">{text(-150, left, "share of weights", "middle")}</g>')
     shares = result.never_share, result.cancelled_share, result.final_share
     words = "never {:.1%}, cancelled {:.1%}, final {:.1%}".format(*shares)
-    return [*lines, text(left + 40, 275, words), text(left + 40, 291, levels(result))]
+    return [*lines, text(left + 40, 305, words), text(left + 40, 321, levels(result))]
 
 
 def levels(result):
@@ -133,17 +141,18 @@ def draw():
     trained, walked = measured(run), measured(walk_like(run))
     title = f"trained by its own samples (reward {before:.2f} to {after:.2f})"
     keys = (
-        (40, '<rect x="40" y="311" width="10" height="10" fill="#e0873a"/>', "updated for good"),
-        (200, '<rect x="200" y="311" width="10" height="10" fill="#f0c9a0"/>', "updated, put back"),
-        (330, line((326, 340), (-0.29, -0.29), "#1f4e8c"), "sparsity against the start"),
-        (510, line((506, 520), (-0.29, -0.29), "#1f4e8c", "5 4"), "against the checkpoint before"),
+        (40, '<rect x="40" y="341" width="10" height="10" fill="#e0873a"/>', "updated for good"),
+        (200, '<rect x="200" y="341" width="10" height="10" fill="#f0c9a0"/>', "updated, put back"),
+        (330, line((326, 340), (-0.43, -0.43), "#1f4e8c"), "sparsity against the start"),
+        (510, line((506, 520), (-0.43, -0.43), "#1f4e8c", "5 4"), "against the checkpoint before"),
     )
-    legend = [part for x, mark, words in keys for part in (mark, text(x + 15, 320, words))]
+    legend = [part for x, mark, words in keys for part in (mark, text(x + 15, 350, words))]
     return "\n".join(
         [
-            '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 335" '
+            '<svg xmlns="http://www.w3.org/2000/svg" viewBox="-15 0 735 365" role="img" '
             'font-family="sans-serif" fill="#333">',
-            '<rect width="720" height="335" rx="6" fill="#fff"/>',
+            f"<title>{TITLE}</title>",
+            '<rect x="-15" width="735" height="365" rx="6" fill="#fff"/>',
             *panel(0, title, trained),
             *panel(360, "a random walk with steps of the same size", walked),
             *legend,

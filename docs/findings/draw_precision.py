@@ -11,6 +11,7 @@ import torch
 from pytest_subnet import open_pair, update_sparsity
 
 PICTURE = Path(__file__).with_name("precision.svg")
+TITLE = "Density that rounding leaves of noise, measured and expected, by the size of the noise"
 SIDE = 1024
 SIZES = [10 ** (step / 4 - 6) for step in range(13)]
 
@@ -30,10 +31,14 @@ def draw():
     blue, orange = "#3f74b5", "#e0873a"
     lines = [
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 330" font-family="sans-serif" '
-        'font-size="11" fill="#333">',
+        'font-size="11" fill="#333" role="img">',
+        f"<title>{TITLE}</title>",
         '<rect width="720" height="330" rx="6" fill="#fff"/>',
         text(20, 24, "Density of dense and of sparse noise after rounding to bfloat16, in %", 14),
         text(20, 45, "line: what rounding alone explains; dots: measured"),
+    ]
+    lines += [
+        '<text x="16" y="170" text-anchor="middle" transform="rotate(-90 16 170)">density, %</text>'
     ]
     for density in (0, 25, 50, 75, 100):
         y = height(density / 100)

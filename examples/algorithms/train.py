@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="a smaller base, two steps a run")
     arguments = parser.parse_args()
     # TRL 1.16 still asks for a property that transformers 5.23 deprecates.
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+    warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing`", FutureWarning)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pytest_subnet.errors import SelectionError
 from pytest_subnet.findings.bounds import check_fraction, check_message, check_tolerance
+from pytest_subnet.findings.dynamics_result import (
+    BAND,
+    DynamicsStep,
+    TensorDynamics,
+    UpdateDynamics,
+)
 from pytest_subnet.findings.dynamics_texts import (
     not_level,
     nothing_moved,
@@ -14,14 +19,12 @@ from pytest_subnet.findings.dynamics_texts import (
     step_too_dense,
     too_few_never,
     too_many,
-    trajectory_rows,
 )
 from pytest_subnet.findings.result import Coverage, Message, reworded
 from pytest_subnet.recording import record
 from pytest_subnet.scan.following import follow
-from pytest_subnet.tables import table
-from pytest_subnet.text import facts, percent, plural, safe, short_dtype
-from pytest_subnet.trajectories.selection import select_everywhere
+from pytest_subnet.text import plural, safe, short_dtype
+from pytest_subnet.trajectories.selection import check_trajectory, select_everywhere
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,248 +33,6 @@ if TYPE_CHECKING:
     from pytest_subnet.scan.following import Diary
     from pytest_subnet.scan.tolerance import Tolerance
     from pytest_subnet.trajectories import Trajectory
-
-_BAND = 0.01
-
-
-class DynamicsStep(NamedTuple):
-    """One checkpoint of a run, against the start and against the one before.
-
-    Attributes:
-        name: of the checkpoint; not escaped.
-        previous: of the one before.
-        number: its place in the run; the start has 0.
-        numel: entries measured.
-        updated: entries updated against the start.
-        stepped: entries updated against the checkpoint before.
-        moved: entries with other bits than in the checkpoint before, whatever the tolerance,
-            without the zeros that only changed their sign.
-        ever: entries updated against the start in this checkpoint or an earlier one.
-        outside: of `ever`, those that are not updated in the last checkpoint.
-        matrices: tensors of two or more dimensions.
-        stalled: of these, those in which nothing moved since the checkpoint before.
-    """
-
-    name: str
-    previous: str
-    number: int
-    numel: int
-    updated: int
-    stepped: int
-    moved: int
-    ever: int
-    outside: int
-    matrices: int
-    stalled: int
-
-    @property
-    def sparsity(self) -> float:
-        """Share of entries that are as in the start."""
-        return (self.numel - self.updated) / self.numel
-
-    @property
-    def step_sparsity(self) -> float:
-        """Share of entries that are as in the checkpoint before."""
-        return (self.numel - self.stepped) / self.numel
-
-    @property
-    def ever_share(self) -> float:
-        """Share of entries that were updated so far."""
-        return self.ever / self.numel
-
-    @property
-    def outside_share(self) -> float:
-        """Of the entries that were updated so far, the share outside the final subnetwork.
-
-        0 where none was.
-        """
-        return self.outside / self.ever if self.ever else 0.0
-
-    @property
-    def stalled_share(self) -> float | None:
-        """Share of matrices in which nothing moved; None where there is no matrix."""
-        return self.stalled / self.matrices if self.matrices else None
-
-
-class TensorDynamics(NamedTuple):
-    """How one tensor's update came about.
-
-    Attributes:
-        name: its name in the first checkpoint.
-        shape: of the tensor.
-        dtype: in which it is compared.
-        layer: the number of its block; None outside the blocks.
-        kind: what it is for.
-        numel: its entries.
-        never: entries never updated.
-        cancelled: entries updated in some checkpoint and not in the last.
-        final: entries updated in the last checkpoint.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    layer: int | None
-    kind: str
-    numel: int
-    never: int
-    cancelled: int
-    final: int
-
-    @property
-    def sparsity(self) -> float:
-        """Share of entries not updated in the last checkpoint."""
-        return (self.never + self.cancelled) / self.numel
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class UpdateDynamics:
-    """Which entries a run updated for good, which it updated and put back, and when.
-
-    `never + cancelled + final` is all entries, and `never + cancelled` those that `update_sparsity`
-    finds unchanged between the first and the last checkpoint.
-
-    Attributes:
-        coverage: trajectory, tolerance, dtype, tensors and entries measured.
-        never: entries that no checkpoint shows updated against the start.
-        cancelled: entries that some checkpoint shows updated and the last one does not. What was
-            undone between two checkpoints is not seen: it is a lower bound.
-        final: entries that the last checkpoint shows updated.
-        steps: every checkpoint but the first, as `DynamicsStep`.
-        per_tensor: the tensors measured, as `TensorDynamics`.
-        nonfinite: NaN and Inf in each checkpoint, the first one included.
-    """
-
-    coverage: Coverage
-    never: int
-    cancelled: int
-    final: int
-    steps: tuple[DynamicsStep, ...]
-    per_tensor: tuple[TensorDynamics, ...]
-    nonfinite: tuple[int, ...]
-
-    @property
-    def numel(self) -> int:
-        """Entries measured."""
-        return self.coverage.numel
-
-    @property
-    def never_share(self) -> float:
-        """Share of entries never updated."""
-        return self.never / self.numel
-
-    @property
-    def cancelled_share(self) -> float:
-        """Share of entries updated on the way and not in the end."""
-        return self.cancelled / self.numel
-
-    @property
-    def final_share(self) -> float:
-        """Share of entries updated in the end: the density of the whole update."""
-        return self.final / self.numel
-
-    @property
-    def sparsity(self) -> float:
-        """Share of entries not updated in the end: never and cancelled together."""
-        return (self.never + self.cancelled) / self.numel
-
-    @property
-    def density(self) -> float:
-        """Share of entries updated in the end: 1 - sparsity."""
-        return self.final_share
-
-    @property
-    def dtype(self) -> str:
-        """The dtype compared; several are joined by `+`."""
-        return self.coverage.dtype
-
-    @property
-    def tolerance(self) -> Tolerance:
-        """Under which an entry counts as updated."""
-        return self.coverage.tolerance
-
-    @property
-    def nothing_moved(self) -> bool:
-        """Whether no entry changed its value in any step; a zero that changed its sign did not."""
-        return not any(step.moved for step in self.steps)
-
-    def levels_off(self, band: float = _BAND) -> DynamicsStep | None:
-        """The first step from which the sparsity against the start stays near its last value.
-
-        Args:
-            band: fraction in [0, 1]: how far from its last value it may be from there on.
-
-        Returns:
-            The step; None where only the last one is within the band, which compares it with
-            itself.
-        """
-        last = self.steps[-1]
-        level = None
-        for step in reversed(self.steps[:-1]):
-            # Whole numbers up to the last division: 0.8 - 0.7 would be above 0.1.
-            if abs(step.updated - last.updated) / self.numel > band:
-                break
-            level = step
-        return level
-
-    def rows(self) -> list[dict[str, object]]:
-        """One row a step, for tables and reports."""
-        return [
-            {
-                "checkpoint": step.name,
-                "sparsity": percent(step.sparsity),
-                "step sparsity": percent(step.step_sparsity),
-                "ever updated": percent(step.ever_share),
-                "of these outside": percent(step.outside_share),
-                "stalled matrices": f"{step.stalled:,} of {step.matrices:,}",
-            }
-            for step in self.steps
-        ]
-
-    def table(self) -> str:
-        """The rows as text, under lines that say what was measured."""
-        shares = [
-            ("never", f"{percent(self.never_share)} of the entries"),
-            ("cancelled", f"{percent(self.cancelled_share)}, or more between checkpoints"),
-            ("final", percent(self.final_share)),
-            ("levels off", self._level()),
-        ]
-        head = facts(repr(self), [*trajectory_rows(self.coverage), *shares])
-        rows = self.rows()
-        return f"{head}\n\n{table(rows, right=list(rows[0])[1:])}"
-
-    def _level(self) -> str:
-        level = self.levels_off()
-        if level is None:
-            return f"not within {percent(_BAND)}"
-        return f"at {safe(level.name)}, within {percent(_BAND)}"
-
-    def to_dict(self) -> dict[str, object]:
-        """Plain JSON types, for reports and baselines."""
-        level = self.levels_off()
-        return {
-            "finding": "update_dynamics",
-            "never": self.never_share,
-            "cancelled": self.cancelled_share,
-            "final": self.final_share,
-            "sparsity": self.sparsity,
-            "density": self.density,
-            "levels_off": None if level is None else level.name,
-            "checkpoints": [step.name for step in self.steps],
-            "sparsities": [step.sparsity for step in self.steps],
-            "step_sparsities": [step.step_sparsity for step in self.steps],
-            "stalled": [step.stalled for step in self.steps],
-            "nonfinite": list(self.nonfinite),
-            **self.coverage.to_dict(),
-        }
-
-    def __repr__(self) -> str:
-        """One line that reads well in a failed `assert`."""
-        return (
-            f"UpdateDynamics(never={self.never_share:.4g}, cancelled={self.cancelled_share:.4g}, "
-            f"final={self.final_share:.4g}, {plural(len(self.steps), 'step')}, {self.tolerance}, "
-            f"{self.dtype})"
-        )
 
 
 def update_dynamics(
@@ -386,6 +147,8 @@ def _cover(
 ) -> Coverage:
     first = trajectory.pairs[0]
     notes = [note for pair in trajectory.pairs for note in pair.notes]
+    # A start and a checkpoint of one dtype need no cast where other checkpoints do.
+    notes = [note for note in notes if not note.startswith("0 tensors cast")]
     notes += [
         f"{safe(name)} is tied, counted once" for pair in trajectory.pairs for name in pair.tied
     ]
@@ -410,7 +173,7 @@ def assert_update_dynamics(
     max_cancelled: float | None = None,
     max_final: float | None = None,
     level_by: float | None = None,
-    band: float = _BAND,
+    band: float = BAND,
     allow_identical: bool = False,
     include: Patterns | None = None,
     exclude: Patterns | None = None,
@@ -436,7 +199,7 @@ def assert_update_dynamics(
             is measured is a lower bound.
         max_final: fraction in [0, 1]: largest share updated in the end.
         level_by: fraction in [0, 1] of the steps: when, at the latest, the sparsity against the
-            start has levelled off.
+            start has levelled off; takes three checkpoints or more.
         band: fraction in [0, 1]: how far from its last value that sparsity may be from there on.
         allow_identical: accept a run in which nothing moved.
         include: as in `update_dynamics`.
@@ -452,7 +215,7 @@ def assert_update_dynamics(
     Raises:
         AssertionError: a bound does not hold, or nothing moved.
         ValueError: no bound, or one outside [0, 1].
-        SelectionError: as in `update_dynamics`.
+        SelectionError: as in `update_dynamics`, or `level_by` and fewer than three checkpoints.
         PairMismatchError: as in `update_dynamics`.
 
     Source: arXiv 2505.11711, section 6.
@@ -475,6 +238,13 @@ def assert_update_dynamics(
     if all(value is None for value in bounds.values()):
         raise ValueError(f"no bound: give {', '.join(bounds)}, or the assertion says nothing")
     check_message(message)
+    check_trajectory(trajectory)
+    if level_by is not None and len(trajectory.checkpoints) < 3:
+        raise SelectionError(
+            f"level_by= needs three checkpoints or more, and the run has two ({trajectory.label}): "
+            "the last one is within any band of itself; put the model that training started from "
+            "first, or leave level_by= out"
+        )
     result = update_dynamics(
         trajectory, include=include, exclude=exclude, kinds=kinds, atol=atol, rtol=rtol
     )

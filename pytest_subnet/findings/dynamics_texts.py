@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from pytest_subnet.findings.dynamics_result import trajectory_rows
 from pytest_subnet.findings.wording import (
     WORST,
     bound_above,
@@ -16,20 +17,17 @@ from pytest_subnet.text import facts, first_few, percent, plural, safe
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pytest_subnet.findings.dynamics import DynamicsStep, TensorDynamics, UpdateDynamics
-    from pytest_subnet.findings.result import Coverage
+    from pytest_subnet.findings.dynamics_result import (
+        DynamicsStep,
+        TensorDynamics,
+        UpdateDynamics,
+    )
 
 _SAVED_AGAIN = [
     ("usually", "a checkpoint was saved again, every step was smaller than half a step of the"),
     ("", "storage dtype (bf16 without float32 masters), or the learning rate fell to 0"),
     ("to accept", "allow_identical=True"),
 ]
-
-
-def trajectory_rows(coverage: Coverage) -> list[tuple[str, str]]:
-    """The lines of a message that say what was measured, of a run."""
-    first, *notes = coverage.rows()
-    return [("run", first[1]), *notes]
 
 
 def nothing_moved(result: UpdateDynamics) -> str:
@@ -83,9 +81,9 @@ def too_few_never(result: UpdateDynamics, bound: float) -> str:
         f"never updated {value} is below the required {required}",
         [
             *_parts(result),
-            *_worst(
+            *worst(
                 sorted(result.per_tensor, key=lambda each: each.never / each.numel),
-                lambda each: f"{percent(each.never / each.numel)} never",
+                lambda each: (f"{percent(each.never / each.numel)} never",),
             ),
             ("usually", "a higher learning rate, or more steps than before"),
             *_to_accept("min_never", bound_below(result.never_share)),
@@ -109,9 +107,9 @@ def too_many(result: UpdateDynamics, part: str, bound: float) -> str:
         f"{part} {value} is above the allowed {allowed}",
         [
             *_parts(result),
-            *_worst(
+            *worst(
                 sorted(result.per_tensor, key=lambda each: -count(each) / each.numel),
-                lambda each: f"{percent(count(each) / each.numel)} {part}",
+                lambda each: (f"{percent(count(each) / each.numel)} {part}",),
             ),
             ("usually", usually[part]),
             *_to_accept(f"max_{part}", bound_above(share)),
@@ -137,7 +135,7 @@ def not_level(result: UpdateDynamics, level: DynamicsStep | None, bound: float, 
             *_to_accept(
                 "level_by",
                 level and bound_above(level.number / count),
-                f"a wider band than {band:g}",
+                _wider_band(result, bound),
             ),
         ],
     )
@@ -174,18 +172,19 @@ def _steps(
     return [("" if row else "worst", line) for row, line in enumerate(lines)]
 
 
-def _worst(
-    tensors: Sequence[TensorDynamics], number: Callable[[TensorDynamics], str]
-) -> list[tuple[str, str]]:
-    # These have a name, a dtype and a shape, which is all that is asked of tensors there.
-    shown: Any = tensors
-    numbers: Any = lambda each: (number(each),)  # noqa: E731
-    return worst(shown, numbers)
+def _wider_band(result: UpdateDynamics, level_by: float) -> str:
+    """The band within which it has levelled off in time; nothing where only 1 is one."""
+    last, count = result.steps[-1], len(result.steps)
+    early = [step for step in result.steps[:-1] if step.number / count <= level_by]
+    if not early:
+        return ""
+    late = result.steps[early[-1].number - 1 :]
+    band = bound_above(max(abs(step.updated - last.updated) / result.numel for step in late))
+    return f"band={band}" if band is not None else ""
 
 
 def _to_accept(name: str, bound: str | None, otherwise: str = "") -> list[tuple[str, str]]:
     """What to paste; nothing where only a bound that says nothing would hold."""
     choices = [f"{name}={bound}"] if bound is not None else []
-    if otherwise:
-        choices.append(otherwise)
+    choices += [otherwise] if otherwise else []
     return [("to accept", ", or ".join(choices))] if choices else []

@@ -1,4 +1,4 @@
-"""Whether two updates moved the same entries (arXiv 2505.11711, section 5 and Table 4)."""
+"""Whether two updates moved the same entries (arXiv 2505.11711, Table 4)."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ from pytest_subnet.findings.overlap_masks import two_masks
 from pytest_subnet.findings.overlap_result import MaskOverlap, TensorOverlap
 from pytest_subnet.findings.overlap_texts import (
     exponents_missing,
+    identical,
     jaccard_above,
     jaccard_below,
     kappa_below,
     lift_below,
+    near_chance,
     one_sided_below,
     saturated,
 )
@@ -86,7 +88,7 @@ def mask_overlap(
         CheckpointError: a mask file cannot be read, or contradicts itself.
         ValueError: an unknown null, two tolerances, or one where neither is a pair.
 
-    Source: arXiv 2505.11711, section 5, Table 4 and appendix E (there `"pooled"`).
+    Source: arXiv 2505.11711, Table 4 and appendix E (there `"pooled"`).
 
     >>> from pytest_subnet import UpdateMask
     >>> a = UpdateMask.of({"weight": [[True, True, False], [False, False, False]]})
@@ -138,6 +140,8 @@ def _measured(masks: Masks, null: str | None, *, exponents: bool) -> MaskOverlap
         pooled_expected=chances["pooled"].expected,
         strata=chance.strata,
         degenerate=chance.degenerate,
+        nonfinite_a=masks.nonfinite_a,
+        nonfinite_b=masks.nonfinite_b,
         per_tensor=tuple(
             TensorOverlap(
                 *row,
@@ -191,8 +195,13 @@ def assert_mask_overlap(
     """Fail unless two masks overlap as the bounds say, and by more than chance.
 
     `min_lift` and `min_kappa` are held against the null. `min_jaccard` and `min_one_sided` are
-    shares that chance produces too: they fail as well where the null alone reaches the bound.
-    `max_jaccard` bounds the share as it is.
+    shares that chance produces too: they fail as well where the null alone reaches the bound, or
+    where the overlap is less than two standard deviations above what the null expects (z < 2; the
+    null `"rowcol"` has no z). `max_jaccard` bounds the share as it is.
+
+    Two unrelated runs have a lift of about 1 and a kappa of about 0, above as often as below: half
+    of them pass `min_lift=1` and `min_kappa=0`, by luck. Bounds of use stand clear of that, beyond
+    the interval that the message shows: `min_lift=1.2` or `min_kappa=0.1`, or more.
 
     Valid usages:
         assert_mask_overlap(run1, run2, min_lift=1.2)                   # beyond chance and rounding
@@ -222,13 +231,14 @@ def assert_mask_overlap(
 
     Raises:
         AssertionError: a bound does not hold, or chance alone would meet it.
+        PairMismatchError: a lower bound where the masks are bit for bit the same, a run held
+            against itself or a copy, unless `null=None`; or as in `mask_overlap`.
         SelectionError: a lower bound where the masks are saturated, full or empty in every
             stratum, so that nothing is left to chance; or as in `mask_overlap`.
-        PairMismatchError: as in `mask_overlap`.
         ValueError: no bound, one outside its range, `min_jaccard` above `max_jaccard`, or
             `min_lift` or `min_kappa` with `null=None`.
 
-    Source: arXiv 2505.11711, section 5 and Table 4; kappa and strata are not the paper's.
+    Source: arXiv 2505.11711, Table 4; kappa and strata are not the paper's.
 
     >>> from pytest_subnet import UpdateMask
     >>> a = UpdateMask.of({"weight": [[True, True, False], [False, False, False]]})
@@ -243,6 +253,9 @@ def assert_mask_overlap(
     result = mask_overlap(
         a, b, null=null, include=include, exclude=exclude, kinds=kinds, atol=atol, rtol=rtol
     )
+    lower = (min_lift, min_kappa, min_jaccard, min_one_sided)
+    if null and result.identical and not result.saturated and lower != (None,) * 4:
+        raise PairMismatchError(identical(result))
     text = None
     if min_lift is not None and _beyond_chance(result, "min_lift", result.lift) < min_lift:
         text = lift_below(result, min_lift)
@@ -272,8 +285,12 @@ def _beyond_chance(result: MaskOverlap, bound: str, value: float | None) -> floa
 def _reaches(
     result: MaskOverlap, name: str, share: float, by_chance: float | None, bound: float
 ) -> bool:
-    """Whether the share reaches the bound, and chance alone would not."""
-    return share >= bound and (by_chance is None or _beyond_chance(result, name, by_chance) < bound)
+    """Whether the share reaches the bound, chance alone would not, and it is clear of chance."""
+    if share < bound:
+        return False
+    if by_chance is None:
+        return True
+    return _beyond_chance(result, name, by_chance) < bound and not near_chance(result)
 
 
 def _check_bounds(

@@ -10,10 +10,10 @@ import numpy as np
 
 from pytest_subnet.errors import CheckpointError
 from pytest_subnet.findings.chance import Chance, by_rows_and_columns, by_strata, pooled
-from pytest_subnet.findings.overlap_masks import SIXTEEN_BITS
 from pytest_subnet.masks.bits import popcount, unpack
 from pytest_subnet.pairs.kinds import kind_of, layer_of
 from pytest_subnet.scan.engines import cores
+from pytest_subnet.scan.found import STRATA
 from pytest_subnet.text import first_few, plural, safe
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def chance_of(null: str, masks: Masks, rows: Sequence[Row]) -> Chance:
 
 def no_exponents(masks: Masks) -> str | None:
     """Why the exponent null cannot be had for these masks; None if it can."""
-    sixteen = [name for name in masks.names if masks.dtype(name) in SIXTEEN_BITS]
+    sixteen = [name for name in masks.names if masks.dtype(name) in STRATA]
     if not sixteen:
         dtypes = ", ".join(dict.fromkeys(masks.dtype(name) for name in masks.names))
         return f"it is for weights in 16-bit storage, and these are {dtypes}"
@@ -135,7 +135,7 @@ def _by_exponent(masks: Masks, rows: Sequence[Row]) -> Chance:
     counts, owner = [], []
     for index, row in enumerate(rows):
         a, b = masks.a.strata(row.name), masks.b.strata(row.name)
-        if row.dtype in SIXTEEN_BITS and a is not None and b is not None:
+        if row.dtype in STRATA and a is not None and b is not None:
             of_row = np.stack([a.population, a.members, b.members])
             of_row = of_row[:, a.population > 0]  # of 512 strata, weights fall into some 60
         else:

@@ -14,6 +14,8 @@ from pytest_subnet.pairs.kinds import kind_of
 from pytest_subnet.pairs.model_pair import ModelPair
 from pytest_subnet.pairs.problems import describe
 from pytest_subnet.pairs.selection import as_list, matching
+from pytest_subnet.scan.counters import NONFINITE_BASE, NONFINITE_TUNED
+from pytest_subnet.scan.found import STRATA
 from pytest_subnet.text import nearest, plural, safe
 
 if TYPE_CHECKING:
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
     from pytest_subnet.scan.tolerance import Tolerance
 
 Source: TypeAlias = "UpdateMask | ModelPair | str | os.PathLike[str]"
-
-SIXTEEN_BITS = frozenset({"bfloat16", "float16"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,9 @@ class Masks:
         names: the selected tensors, in the order of `a`.
         total: how many tensors the masks have.
         one_base: whether both are known to be of one base without asking for fingerprints.
+        nonfinite_a: NaN and Inf in the selected tensors of the pair `a`, in its base and its tuned
+            checkpoint; None where `a` is a mask, which does not know.
+        nonfinite_b: likewise.
     """
 
     a: UpdateMask
@@ -45,6 +48,8 @@ class Masks:
     names: tuple[str, ...]
     total: int
     one_base: bool
+    nonfinite_a: int | None
+    nonfinite_b: int | None
 
     @property
     def label(self) -> str:
@@ -59,7 +64,7 @@ class Masks:
     def sixteen_bits(self) -> bool:
         """Whether one of them is of weights in 16-bit storage, where rounding makes overlap."""
         dtypes = {mask.info(name).dtype for mask in (self.a, self.b) for name in self.names}
-        return not SIXTEEN_BITS.isdisjoint(dtypes)
+        return not dtypes.isdisjoint(STRATA)
 
 
 def two_masks(
@@ -87,11 +92,12 @@ def two_masks(
     opened = _opened("a", a), _opened("b", b)
     wanted = _select([name for each in opened for name in _names(each)], include, exclude, kinds)
     mask_a, mask_b = (_mask(each, tolerance, include, exclude, kinds) for each in opened)
-    if mask_a is mask_b:  # a pair, and the mask that was made of it
+    if mask_a.is_same(mask_b):  # a pair and its own mask, a mask and the file it was saved to
         raise _the_same(mask_a.origin.what)
     weights = {name for each in opened for name in _weights(each)}
     names = tuple(name for name in wanted if name in weights)
-    chosen = Masks(mask_a, mask_b, names, len(weights), _one_base(a, b))
+    broken = [_nonfinite(each, names) for each in opened]
+    chosen = Masks(mask_a, mask_b, names, len(weights), _one_base(a, b), *broken)
     problems = list(_problems(mask_a, mask_b, names))
     if problems:
         text = describe(problems, pair=chosen.label, total=len(weights))
@@ -150,6 +156,17 @@ def _mask(
         exclude=_matching_here(exclude, names),
         kinds=kinds,
     )
+
+
+def _nonfinite(source: UpdateMask | ModelPair, names: Sequence[str]) -> int | None:
+    """NaN and Inf that were counted when the mask of a pair was made."""
+    if isinstance(source, UpdateMask):
+        return None
+    from pytest_subnet.scan.gathering import ledger  # deferred, as the scan
+
+    wanted = set(names)
+    rows = [row for row, tensor in enumerate(source.tensors) if tensor.name in wanted]
+    return int(ledger(source).integers[rows][:, [NONFINITE_BASE, NONFINITE_TUNED]].sum())
 
 
 def _matching_here(patterns: Patterns | None, names: Sequence[str]) -> list[str] | None:

@@ -85,6 +85,9 @@ class MaskOverlap:
         strata: into how many parts the null cuts the entries.
         degenerate: those in which a mask is empty or full, so that nothing is left to chance; they
             count in `expected` and add nothing to `z`.
+        nonfinite_a: NaN and Inf in the base and the tuned checkpoint of the pair `a`, of which each
+            that changed counts as updated; None where `a` is a mask or a file, which do not know.
+        nonfinite_b: likewise.
         per_tensor: the same tensor by tensor, as `TensorOverlap`.
     """
 
@@ -105,6 +108,8 @@ class MaskOverlap:
     pooled_expected: float
     strata: int
     degenerate: int
+    nonfinite_a: int | None
+    nonfinite_b: int | None
     per_tensor: tuple[TensorOverlap, ...]
 
     @property
@@ -168,6 +173,17 @@ class MaskOverlap:
     def saturated(self) -> bool:
         """Whether a mask is empty or full in every stratum: chance alone fixes the overlap."""
         return self.degenerate == self.strata
+
+    @property
+    def identical(self) -> bool:
+        """Whether the masks hold the same bits."""
+        return all(each.count_a == each.count_b == each.intersection for each in self.per_tensor)
+
+    @property
+    def nonfinite(self) -> int | None:
+        """NaN and Inf in the pairs; None where neither a nor b is a pair."""
+        known = [each for each in (self.nonfinite_a, self.nonfinite_b) if each is not None]
+        return sum(known) if known else None
 
     @property
     def interval(self) -> Interval | None:
@@ -234,6 +250,8 @@ class MaskOverlap:
             "strata": self.strata,
             "degenerate": self.degenerate,
             "saturated": self.saturated,
+            "identical": self.identical,
+            "nonfinite": self.nonfinite,
         }
 
     def __repr__(self) -> str:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from pytest_subnet.findings.overlap_result import MaskOverlap, TensorOverlap
 
+CLEAR = 2.0
+"""Standard deviations above chance from which on a share counts as more than chance."""
+
 _STRATA = {
     "exponent": "by matrix and exponent of the base weight",
     "matrix": "by matrix",
@@ -32,6 +35,24 @@ def exponents_missing(masks: str, obstacle: str) -> str:
         f'null="exponent" cannot be had for {masks}: {obstacle}; name null="matrix" for '
         "the weaker comparison with chance in each matrix, which rounding alone can exceed"
     )
+
+
+def identical(result: MaskOverlap) -> str:
+    """A lower bound on two masks with the same bits."""
+    return facts(
+        "the masks are bit for bit the same: their overlap is no evidence",
+        [
+            *_counts(result),
+            ("usually", "a run compared with itself, with a copy, or with its own mask file"),
+            ("to mend", "compare another run; null=None asserts the bare min_jaccard and"),
+            ("", "min_one_sided"),
+        ],
+    )
+
+
+def near_chance(result: MaskOverlap) -> bool:
+    """Whether the overlap is so little above what the null expects that luck explains it."""
+    return result.z is not None and result.z < CLEAR
 
 
 def saturated(result: MaskOverlap, bound: str) -> str:
@@ -154,12 +175,16 @@ def _explained(
     name, keyword, bound = what
     higher = bound_below(share)
     accept = "null=None, which asserts the bare number"
-    if higher is not None and float(higher) > by_chance:
+    if higher is not None and float(higher) > by_chance and not near_chance(result):
         accept = f"{keyword}={higher}, or {accept}"
     value, chance = share_against(share, by_chance)
+    if by_chance < bound:
+        z, clear = number_against(result.z or 0.0, CLEAR)
+        verdict = f"and z {z} is below the {clear} that is clear of luck"
+    else:
+        verdict = f"so that the required {percent(bound)} says nothing"
     return facts(
-        f"overlap {name} {value}: chance alone gives {chance}, so that the required "
-        f"{percent(bound)} says nothing{_null(result)}",
+        f"overlap {name} {value}: chance alone gives {chance}, {verdict}{_null(result)}",
         [*_counts(result), *_usually(result), ("to accept", accept)],
     )
 
@@ -180,6 +205,10 @@ def _counts(result: MaskOverlap) -> list[tuple[str, str]]:
             f"{percent(result.one_sided_b)} of b, Jaccard {percent(result.jaccard)}",
         ),
     ]
+    if result.nonfinite:
+        found = [("a", result.nonfinite_a), ("b", result.nonfinite_b)]
+        sides = ", ".join(f"{count:,} in {side}" for side, count in found if count)
+        lines.append(("not finite", f"{sides}: NaN and Inf, updated wherever their bits changed"))
     if result.null is not None:
         lines.append(("chance", f"{_chance(result)}"))
     lifts = ", ".join(f"{name} {lift:.4g}" for name, lift in result.lifts.items())

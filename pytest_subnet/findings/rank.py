@@ -1,4 +1,4 @@
-"""In how many directions each matrix moved (arXiv 2505.11711, section 5 and Table 2)."""
+"""In how many directions each matrix moved (arXiv 2505.11711, Table 2)."""
 
 from __future__ import annotations
 
@@ -6,27 +6,29 @@ import math
 from typing import TYPE_CHECKING
 
 from pytest_subnet import progress
-from pytest_subnet.checkpoints.dtypes import ARITHMETIC, DTYPES
+from pytest_subnet.checkpoints.dtypes import ARITHMETIC
 from pytest_subnet.errors import SelectionError
 from pytest_subnet.findings.bounds import check_fraction, check_message
 from pytest_subnet.findings.rank_result import RankOfUpdate, UpdateRank
 from pytest_subnet.findings.rank_texts import nothing_moved, only_rounding, too_low
 from pytest_subnet.findings.result import Message, reworded
-from pytest_subnet.findings.rounding import ROUNDED
+from pytest_subnet.findings.update_matrices import Matrix, grids_of, matrices_of, read_update
 from pytest_subnet.pairs.selection import select
 from pytest_subnet.recording import record
-from pytest_subnet.text import first_few, plural, safe
+from pytest_subnet.text import first_few, percent, plural, safe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pytest_subnet.findings.rank_result import Null
     from pytest_subnet.pairs import ModelPair, Selection
-    from pytest_subnet.pairs.model_pair import TensorPair
     from pytest_subnet.pairs.selection import Patterns
 
 FLOAT32_EPS = 2.0**-23
 """Of the tolerance, for every dtype: the paper's script ranks updates in float32."""
+
+_TELLING = 4096
+"""Entries from which on it tells something that all of them have short mantissas."""
 
 _KEY = "rank"
 
@@ -43,7 +45,8 @@ def update_rank(
     """Measure in how many directions each matrix moved.
 
     rank = singular values of tuned - base above σ1 · max(m, n) · eps(float32), counted exactly, for
-    every selected weight of two dimensions. Others have no rank and are left out.
+    every selected weight of two dimensions, and for every matrix of one of three (fused experts,
+    `experts[3]`). Vectors have no rank; convolutions are left out, and a note says how many.
 
     Args:
         pair: base and tuned; matrices are read one at a time, each once, and compared on the
@@ -53,32 +56,36 @@ def update_rank(
         exclude: glob or globs on base names to leave out.
         kinds: kind or kinds (`"q_proj"`, `"down_proj"`, …).
         null: `"rounding"` also counts the resolved rank: the singular values above twice what
-            rounding to a 16-bit dtype produces by itself. None leaves it out.
+            rounding to a 16-bit dtype produces by itself, be it the dtype of the comparison or
+            the one in which the tuned checkpoint is stored. None leaves it out.
 
     Returns:
         Rank, stable rank and resolved rank, in all and per matrix.
 
     Raises:
-        SelectionError: a pattern matches nothing, no weight of two dimensions is selected, or one
-            holds NaN or Inf, or is of a dtype without arithmetic (float8).
+        SelectionError: a pattern matches nothing, no weight of two dimensions and no stack of these
+            is selected, or one holds NaN or Inf, or is of a dtype without arithmetic (float8).
         PairMismatchError: a selected tensor does not align.
         CheckpointError: a side cannot be read, or changed since the pair was opened.
         ValueError: an unknown `null`.
 
-    Source: arXiv 2505.11711, section 5 and Table 2 (there `torch.linalg.matrix_rank`).
+    Source: arXiv 2505.11711, Table 2 (there `torch.linalg.matrix_rank`).
 
     >>> update_rank(pair, include="*up_proj*").rank
     1
     """
     _check_null(null)
     selection = select(pair, include, exclude, kinds)
-    rows = _matrices(pair, selection)
+    matrices = _matrices(pair, selection)
+    per_tensor = _measured(pair, matrices, effective=effective, null=null)
     result = UpdateRank(
         pair=pair.label,
-        matrices_total=sum(_is_matrix(each) for each in pair.tensors),
-        notes=_notes(pair, selection),
+        matrices_total=sum(
+            1 for row, each in enumerate(pair.tensors) for _ in matrices_of(row, each)
+        ),
+        notes=(*_notes(pair, selection), *_hidden_rounding(per_tensor)),
         null=null,
-        per_tensor=_measured(pair, rows, effective=effective, null=null),
+        per_tensor=per_tensor,
     )
     record(result)
     return result
@@ -89,17 +96,14 @@ def _check_null(null: Null) -> None:
         raise ValueError(f"null={null!r} is not one of 'rounding', None")
 
 
-def _is_matrix(tensor: TensorPair) -> bool:
-    return tensor.is_weight and len(tensor.shape) == 2
-
-
-def _matrices(pair: ModelPair, selection: Selection) -> list[int]:
-    rows = [row for row in selection.rows if _is_matrix(pair.tensors[row])]
-    if not rows:
+def _matrices(pair: ModelPair, selection: Selection) -> list[Matrix]:
+    found = [each for row in selection.rows for each in matrices_of(row, pair.tensors[row])]
+    if not found:
         raise SelectionError(
             f"none of {plural(len(selection.rows) + len(selection.apart), 'selected tensor')} is a "
-            "weight of two dimensions, and only these have a rank"
+            "weight of two dimensions or a stack of such, and only these have a rank"
         )
+    rows = dict.fromkeys(each.row for each in found)
     refused = [pair.tensors[row] for row in rows if pair.tensors[row].dtype not in ARITHMETIC]
     if refused:
         names = first_few([f"{each.name} ({each.dtype})" for each in refused])
@@ -107,23 +111,44 @@ def _matrices(pair: ModelPair, selection: Selection) -> list[int]:
             f"no difference is known for {plural(len(refused), 'selected matrix')}: {names}; leave "
             "them out with exclude="
         )
-    return rows
+    return found
 
 
 def _notes(pair: ModelPair, selection: Selection) -> tuple[str, ...]:
     notes = [*pair.notes, *(f"{safe(name)} is tied, counted once" for name in pair.tied)]
-    stacks = sum(len(pair.tensors[row].shape) > 2 for row in selection.rows)
-    if stacks:
-        notes.append(f"{plural(stacks, 'tensor')} of more than two dimensions left out")
+    tensors = [pair.tensors[row] for row in selection.rows]
+    left_out = [
+        each
+        for row, each in zip(selection.rows, tensors, strict=True)
+        if len(each.shape) > 2 and not any(matrices_of(row, each))
+    ]
+    if left_out:
+        entries = sum(each.numel for each in left_out)
+        share = percent(entries / sum(each.numel for each in tensors))
+        notes.append(
+            f"{plural(len(left_out), 'tensor')} left out (convolutions, no matrices), "
+            f"{plural(entries, 'entry')}: {share} of the selected weights"
+        )
     if pair.problems:  # all of them were excluded, or there would be no measure
         notes.append(f"{plural(len(pair.problems), 'tensor')} left out that cannot be compared")
     return tuple(notes)
 
 
+def _hidden_rounding(matrices: Sequence[RankOfUpdate]) -> list[str]:
+    """Matrices so large that their float32 is bfloat16's by no accident."""
+    found = [each for each in matrices if each.is_bfloat16 and each.numel >= _TELLING and each.rank]
+    if not found:
+        return []
+    return [
+        f"{plural(len(found), 'matrix')} stored as float32 hold values of bfloat16 alone: rounded "
+        'before, and no null applies; as_dtype="bfloat16" applies it'
+    ]
+
+
 def _measured(
-    pair: ModelPair, rows: Sequence[int], *, effective: bool, null: Null
+    pair: ModelPair, matrices: Sequence[Matrix], *, effective: bool, null: Null
 ) -> tuple[RankOfUpdate, ...]:
-    """The rows asked for, with what was asked for; what was counted before is not read again."""
+    """The matrices asked for; what was counted of them before is not read again."""
     with pair.lock:
         known = pair.memory.setdefault(_KEY, {})
         if not isinstance(known, dict):
@@ -131,18 +156,22 @@ def _measured(
         pair.check_unchanged()
         if pair.base.is_live or pair.tuned.is_live:  # what was ranked may have been written to
             known.clear()
-        missing = [row for row in rows if not _answers(known.get(row), effective, null)]
+        missing = [
+            each
+            for each in matrices
+            if not _answers(known.get(each), effective, null is not None and _rounded(pair, each))
+        ]
         if missing:
             pair.check_second_names()
             fresh = {}
-            nbytes = sum(_nbytes(pair.tensors[row]) for row in missing)
-            with progress.bar(nbytes, "ranking") as advance:
-                for row in missing:
-                    fresh[row] = _rank_of(pair, pair.tensors[row], effective=effective, null=null)
-                    advance(_nbytes(pair.tensors[row]))
+            nbytes = [each.nbytes(pair.tensors[each.row]) for each in missing]
+            with progress.bar(sum(nbytes), "ranking") as advance:
+                for each, size in zip(missing, nbytes, strict=True):
+                    fresh[each] = _rank_of(pair, each, effective=effective, null=null)
+                    advance(size)
             pair.check_unchanged()
             known.update(fresh)
-        found = [known[row] for row in rows]
+        found = [known[each] for each in matrices]
     return tuple(
         each._replace(
             resolved_rank=each.resolved_rank if null else None,
@@ -153,57 +182,55 @@ def _measured(
     )
 
 
-def _nbytes(tensor: TensorPair) -> int:
-    itemsizes = (DTYPES[dtype].itemsize for dtype in (tensor.base_dtype, tensor.tuned_dtype))
-    return tensor.numel * sum(itemsizes)
+def _rounded(pair: ModelPair, matrix: Matrix) -> bool:
+    return bool(grids_of(pair.tensors[matrix.row]))
 
 
-def _answers(known: RankOfUpdate | None, effective: bool, null: Null) -> bool:
+def _answers(known: RankOfUpdate | None, effective: bool, resolved: bool) -> bool:
     """Whether what is known of a matrix is all that is asked."""
     if known is None or (effective and known.effective_rank is None):
         return False
-    return null is None or known.dtype not in ROUNDED or known.resolved_rank is not None
+    return not resolved or known.resolved_rank is not None
 
 
-def _rank_of(pair: ModelPair, tensor: TensorPair, *, effective: bool, null: Null) -> RankOfUpdate:
-    from pytest_subnet.findings.spectra import Spectrum, effective_rank, frobenius_norm
-    from pytest_subnet.findings.update_matrices import read_update
+def _rank_of(pair: ModelPair, matrix: Matrix, *, effective: bool, null: Null) -> RankOfUpdate:
+    from pytest_subnet.findings.spectra import Spectrum, effective_rank, frobenius_norm, scaled
 
-    rounded = null is not None and tensor.dtype in ROUNDED
-    delta, mean_square_gap = read_update(pair, tensor, gaps=rounded)
+    tensor = pair.tensors[matrix.row]
+    name = matrix.name(tensor)
+    delta, floor, is_bfloat16 = read_update(pair, matrix, grids=grids_of(tensor) if null else ())
+    # Squares of float64 leave float64 on both ends: ranks are those of the update times 2^shift.
+    delta, shift = scaled(delta)
     norm = frobenius_norm(delta)
     if not math.isfinite(norm):
+        wide = str(delta.dtype).removeprefix("torch.")
         raise SelectionError(
-            f"{safe(tensor.name)} holds NaN, Inf or changes beyond float32 in {pair.label}, and "
+            f"{safe(name)} holds NaN, Inf or changes beyond {wide} in {pair.label}, and "
             "has no singular values; leave it out with exclude="
         )
     spectrum = Spectrum(delta, all_values=effective)
     del delta
     largest = spectrum.largest()
-    limit = largest * max(tensor.shape) * FLOAT32_EPS
+    limit = largest * max(matrix.shape) * FLOAT32_EPS
     rank = spectrum.count_above(limit)
-    floor = None if mean_square_gap is None else _floor(tensor.shape, mean_square_gap)
+    noise = 0.0 if floor is None else 2 * math.ldexp(floor, shift)
     # What is below the tolerance is no rank, however quiet the rounding.
-    resolved = rank if floor is None or 2 * floor <= limit else spectrum.count_above(2 * floor)
+    resolved = rank if noise <= limit else spectrum.count_above(noise)
     return RankOfUpdate(
-        name=tensor.name,
-        shape=tensor.shape,
+        name=name,
+        shape=matrix.shape,
         dtype=tensor.dtype,
         layer=tensor.layer,
         kind=tensor.kind,
         rank=rank,
-        max_rank=min(tensor.shape),
+        max_rank=min(matrix.shape),
         stable_rank=(norm / largest) ** 2 if largest else 0.0,
         resolved_rank=None if floor is None else resolved,
         effective_rank=effective_rank(spectrum.values()) if effective else None,
-        largest=largest,
+        largest=largest * 2.0**-shift,
         floor=floor,
+        is_bfloat16=is_bfloat16,
     )
-
-
-def _floor(shape: Sequence[int], mean_square_gap: float) -> float:
-    """The largest singular value to expect of noise that is spread evenly over each gap."""
-    return sum(map(math.sqrt, shape)) * math.sqrt(mean_square_gap / 12)
 
 
 def assert_update_rank(
@@ -246,7 +273,7 @@ def assert_update_rank(
         SelectionError: as in `update_rank`.
         PairMismatchError: as in `update_rank`.
 
-    Source: arXiv 2505.11711, section 5 and Table 2; the null is ours.
+    Source: arXiv 2505.11711, Table 2; the null is ours.
 
     >>> assert_update_rank(pair, at_least=0.1, include="*up_proj*").resolved_rank
     1

@@ -17,7 +17,7 @@ class RankOfUpdate(NamedTuple):
     """The rank of one matrix's update.
 
     Attributes:
-        name: its name in the base.
+        name: its name in the base; `experts[3]` for one matrix of a stack.
         shape: `(m, n)`.
         dtype: in which dtype base and tuned were compared.
         layer: the number of its block; None outside the blocks.
@@ -29,8 +29,10 @@ class RankOfUpdate(NamedTuple):
             rounded, or it was not asked for.
         effective_rank: exp of the entropy of σ / Σσ; None where it was not asked for.
         largest: σ1, in weight units.
-        floor: the largest singular value to expect of rounding noise, (√m + √n) √(mean(ulp²) / 12);
-            None where nothing is rounded.
+        floor: the largest singular value to expect of rounding noise, of variance gap² / 12 with
+            the gap between neighbouring values at each entry: the root of the largest sum over a
+            row and that of the largest over a column, added; None where nothing is rounded.
+        is_bfloat16: whether the tuned side is float32 of which every value is one of bfloat16.
     """
 
     name: str
@@ -45,6 +47,7 @@ class RankOfUpdate(NamedTuple):
     effective_rank: float | None
     largest: float
     floor: float | None
+    is_bfloat16: bool
 
     @property
     def numel(self) -> int:
@@ -78,7 +81,7 @@ class UpdateRank:
 
     Attributes:
         pair: `base -> tuned`.
-        matrices_total: how many matrices the pair has.
+        matrices_total: how many matrices the pair has, those of stacks included.
         notes: casts, rows left out, ties, tensors that are no matrices.
         null: `"rounding"` where the resolved ranks were counted.
         per_tensor: the matrices measured, as `RankOfUpdate`.

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from pytest_subnet.checkpoints.opening import open_checkpoint
 from pytest_subnet.errors import SelectionError, SubnetError
 from pytest_subnet.findings.bounds import check_fraction, check_limit, check_message
-from pytest_subnet.findings.recovery_counts import Three
+from pytest_subnet.findings.recovery_counts import ThreeAligned
 from pytest_subnet.findings.recovery_texts import (
+    diverged,
     not_recovered,
     nothing_to_recover,
     outside_moved,
@@ -41,6 +42,8 @@ Null: TypeAlias = Literal["base"] | None
 class SubnetworkRecovery:
     """How far the values of sub, trained inside a mask, are those of full.
 
+    With a NaN or Inf of full nothing agrees, not even the same bits.
+
     Attributes:
         coverage: which checkpoints, tolerance, dtype, tensors and entries.
         mask: what the mask was made from.
@@ -51,6 +54,10 @@ class SubnetworkRecovery:
         matching_everywhere: entries, in and out of the mask, in which sub agrees.
         base_matching_everywhere: likewise the base.
         outside_moved: entries outside the mask with other bits in sub than in the base.
+        full_moved: entries, in and out of the mask, with other bits in full than in the base.
+        nonfinite_full: NaN and Inf in full, in and out of the mask.
+        nonfinite_inside: of these, in the mask.
+        nonfinite_sub: NaN and Inf in sub, in and out of the mask.
         per_tensor: the tensors compared, as `Recovered`.
         full_score: the task score of full, where one was asked for.
         sub_score: of sub.
@@ -66,6 +73,10 @@ class SubnetworkRecovery:
     matching_everywhere: int
     base_matching_everywhere: int
     outside_moved: int
+    full_moved: int
+    nonfinite_full: int
+    nonfinite_inside: int
+    nonfinite_sub: int
     per_tensor: tuple[Recovered, ...]
     full_score: float | None = None
     sub_score: float | None = None
@@ -109,6 +120,11 @@ class SubnetworkRecovery:
         """Share of all entries in which the base agrees with full."""
         return self.base_matching_everywhere / self.numel
 
+    @property
+    def nonfinite(self) -> int:
+        """NaN and Inf of full and sub together."""
+        return self.nonfinite_full + self.nonfinite_sub
+
     def rows(self) -> list[dict[str, object]]:
         """One row a tensor, for tables and reports."""
         return [
@@ -142,6 +158,10 @@ class SubnetworkRecovery:
             "inside": self.inside,
             "missed": self.missed,
             "outside_moved": self.outside_moved,
+            "full_moved": self.full_moved,
+            "nonfinite_full": self.nonfinite_full,
+            "nonfinite_inside": self.nonfinite_inside,
+            "nonfinite_sub": self.nonfinite_sub,
             "full_score": self.full_score,
             "sub_score": self.sub_score,
             "base_score": self.base_score,
@@ -173,9 +193,10 @@ def subnetwork_recovery(
 ) -> SubnetworkRecovery:
     """Measure how far a model trained inside a mask has the values of one trained in full.
 
-    Two values agree when |sub - full| <= atol. Outside the mask they agree by construction, so the
-    numbers to read are those inside: `.match`, beside `.base_match`, which needs no training, and
-    `.recovered`, over the entries in which the base does not agree.
+    Two values agree when |sub - full| <= atol; nothing agrees with a NaN or Inf of full. Outside
+    the mask they agree by construction, so the numbers to read are those inside: `.match`, beside
+    `.base_match`, which needs no training, and `.recovered`, over the entries in which the base
+    does not agree.
 
     Args:
         full: the model after full training; anything `open_checkpoint` takes.
@@ -266,8 +287,9 @@ def assert_subnetwork_recovers(
         What `subnetwork_recovery` measured.
 
     Raises:
-        AssertionError: too little agrees, the base agrees everywhere, sub moved outside the mask,
-            full has the values of the base, or the score dropped.
+        AssertionError: too little agrees, the base agrees everywhere (with `null="base"`), sub
+            moved outside the mask, full has the bits of the base everywhere or a NaN or Inf in the
+            mask, or the score dropped.
         SelectionError: as in `subnetwork_recovery`.
         PairMismatchError: likewise.
         SubnetError: likewise.
@@ -294,7 +316,11 @@ def assert_subnetwork_recovers(
     record(result)
     text = None
     judged = result.recovered if null == "base" else result.match
-    if result.outside_moved and not allow_outside:
+    if not result.full_moved:
+        text = nothing_to_recover(result)
+    elif result.nonfinite_inside:
+        text = diverged(result)
+    elif result.outside_moved and not allow_outside:
         text = outside_moved(result)
     elif judged is None:
         text = too_wide(result)
@@ -327,9 +353,14 @@ def _measured(
         raise TypeError(f"mask is {type(mask).__name__}, not an UpdateMask; load it with .load()")
     if score is not None and not callable(score):
         raise TypeError(f"score={safe(repr(score))} is not a function from a model to its score")
-    checkpoints = open_checkpoint(base), open_checkpoint(full), open_checkpoint(sub)
-    three = Three(*checkpoints, patterns, as_dtype)
-    tensors = three.compared(atol, mask)
+    three = ThreeAligned(
+        full=open_checkpoint(full),
+        sub=open_checkpoint(sub),
+        base=open_checkpoint(base),
+        patterns=patterns,
+        as_dtype=as_dtype,
+    )
+    tensors = three.count(atol, mask)
     scores = [None if score is None else _scored(score, each) for each in (full, sub, base)]
     return SubnetworkRecovery(
         coverage=three.coverage(Tolerance(atol=atol)),
@@ -341,6 +372,10 @@ def _measured(
         matching_everywhere=sum(each.matching_everywhere for each in tensors),
         base_matching_everywhere=sum(each.base_matching_everywhere for each in tensors),
         outside_moved=sum(each.outside_moved for each in tensors),
+        full_moved=sum(each.full_moved for each in tensors),
+        nonfinite_full=sum(each.nonfinite_full for each in tensors),
+        nonfinite_inside=sum(each.nonfinite_inside for each in tensors),
+        nonfinite_sub=sum(each.nonfinite_sub for each in tensors),
         per_tensor=tuple(tensors),
         full_score=scores[0],
         sub_score=scores[1],

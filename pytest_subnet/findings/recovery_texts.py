@@ -2,16 +2,48 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from typing import TYPE_CHECKING
 
-from pytest_subnet.findings.wording import bound_below, number_against, share_against, worst
-from pytest_subnet.text import facts, percent, plural
+from pytest_subnet.findings.wording import (
+    WORST,
+    bound_below,
+    number_against,
+    share_against,
+    worst,
+)
+from pytest_subnet.text import facts, percent, plural, safe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
 
+    from pytest_subnet.errors import Problem
     from pytest_subnet.findings.recovery import SubnetworkRecovery
     from pytest_subnet.findings.recovery_counts import Recovered
+
+
+def not_of_one_model(roles: str, pair: str, problems: Sequence[Problem]) -> str:
+    """Two of the three do not align.
+
+    Args:
+        roles: which two, as the arguments are called.
+        pair: how they are labelled, escaped.
+        problems: at least one.
+    """
+    counts = Counter(each.kind for each in problems)
+    rows = [("pair", pair)]
+    for each in problems[:WORST]:
+        # What else is in there is advice to those who open the pair themselves.
+        what = each.text if each.kind == "ambiguous" else each.text.partition("; ")[0]
+        rows.append((each.kind, f"{safe(each.name)}  {what}".rstrip()))
+    if len(problems) > WORST:
+        rows.append(("", f"… {len(problems) - WORST:,} more"))
+    mend = ["leave tensors out with exclude="]
+    if any("as_dtype=" in each.text for each in problems):
+        mend.insert(0, 'compare all three in one dtype with as_dtype="bfloat16"')
+    rows.append(("to mend", "; ".join(mend)))
+    summary = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
+    return facts(f"tensors of {roles} do not pair: {summary}", rows)
 
 
 def nothing_to_recover(result: SubnetworkRecovery) -> str:
@@ -29,6 +61,23 @@ def nothing_to_recover(result: SubnetworkRecovery) -> str:
     )
 
 
+def diverged(result: SubnetworkRecovery) -> str:
+    """Full has values in the mask that nothing can agree with."""
+    found = sorted(
+        (each for each in result.per_tensor if each.nonfinite_inside),
+        key=lambda each: -each.nonfinite_inside,
+    )
+    return facts(
+        f"full has NaN or Inf in {result.nonfinite_inside:,} of {plural(result.inside, 'entry')} "
+        "of the mask: no values to recover",
+        [
+            *_counts(result),
+            *worst(found, lambda each: (f"{each.nonfinite_inside:,} in the mask",)),
+            ("usually", "full training that diverged: assert_finite(open_pair(base, full))"),
+        ],
+    )
+
+
 def outside_moved(result: SubnetworkRecovery) -> str:
     """Sub was not trained inside the mask."""
     moved = sorted(
@@ -40,7 +89,7 @@ def outside_moved(result: SubnetworkRecovery) -> str:
         f"sub moved outside the mask: {result.outside_moved:,} of {entries}",
         [
             *_counts(result),
-            *_worst(moved, lambda each: (f"{each.outside_moved:,} moved outside",)),
+            *worst(moved, lambda each: (f"{each.outside_moved:,} moved outside",)),
             ("usually", "another mask or base than was trained with, weight decay or momentum on"),
             ("", "masked gradients (gradients_only=True), or training in full"),
             ("to accept", "allow_outside=True, or mask= as it was trained with"),
@@ -77,19 +126,18 @@ def not_recovered(
     value, required = share_against(judged, bound)
     of_what = "of what the base misses" if against_base else "of the mask"
 
-    def share(each: Recovered) -> float:
-        return (each.recovered if against_base else each.match) or 0.0
+    def share(each: Recovered) -> float | None:
+        return each.recovered if against_base else each.match
 
-    sorted(result.per_tensor, key=share)
+    # A tensor in which there is nothing to recover has no share, and did nothing wrong.
+    shares = [(found, each) for each in result.per_tensor if (found := share(each)) is not None]
+    lowest_first = [each for _, each in sorted(shares, key=lambda pair: pair[0])]
     accept = bound_below(judged)
     return facts(
         f"sub recovers {value} {of_what}, required {required}",
         [
             *_counts(result),
-            *_worst(
-                sorted(result.per_tensor, key=share),
-                lambda each: (f"{percent(share(each))} agree",),
-            ),
+            *worst(lowest_first, lambda each: (f"{percent(share(each) or 0.0)} agree",)),
             ("usually", "other data, order, seed or number of steps than full training had, or a"),
             ("", "tolerance of the size of single steps"),
             *([("to accept", f"match_at_least={accept}")] if accept is not None else []),
@@ -129,6 +177,14 @@ def _counts(result: SubnetworkRecovery) -> list[tuple[str, str]]:
             f"{percent(result.whole_match)} agree; of the base {percent(result.base_whole_match)}",
         ),
     ]
+    if result.nonfinite:
+        lines.append(
+            (
+                "not finite",
+                f"{result.nonfinite_full:,} of full, of these {result.nonfinite_inside:,} in the "
+                f"mask; {result.nonfinite_sub:,} of sub",
+            )
+        )
     if result.full_score is not None:
         lines.append(
             (
@@ -138,7 +194,3 @@ def _counts(result: SubnetworkRecovery) -> list[tuple[str, str]]:
             )
         )
     return lines
-
-
-def _worst(tensors: Any, numbers: Callable[[Any], tuple[str, ...]]) -> list[tuple[str, str]]:
-    return worst(tensors, numbers)  # all it asks of them is name, dtype and shape

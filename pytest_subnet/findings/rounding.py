@@ -14,14 +14,18 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from pytest_subnet.scan.found import STRATA
+
 if TYPE_CHECKING:
-    import torch
     from numpy.typing import NDArray
 
 
 class _Format(NamedTuple):
     exponent_bits: int
-    mantissa_bits: int
+
+    @property
+    def mantissa_bits(self) -> int:
+        return 15 - self.exponent_bits
 
     @property
     def lowest_gap(self) -> int:
@@ -29,10 +33,8 @@ class _Format(NamedTuple):
         return 2 - (1 << (self.exponent_bits - 1)) - self.mantissa_bits
 
 
-_FORMATS = {"bfloat16": _Format(8, 7), "float16": _Format(5, 10)}
-
-ROUNDED = tuple(_FORMATS)
-"""The dtypes whose rounding hides updates of a size that training makes."""
+# Two strata an exponent: log2 of half of them.
+_FORMATS = {dtype: _Format(strata.bit_length() - 2) for dtype, strata in STRATA.items()}
 
 LOWEST_GAP = min(each.lowest_gap for each in _FORMATS.values())
 """log2 of the first gap that is counted."""
@@ -46,13 +48,18 @@ _STEPS = 64
 _erfc = np.frompyfunc(math.erfc, 1, 1)
 
 
-def strata(words: NDArray[np.uint16], dtype: str) -> NDArray[np.uint16]:
-    """For each 16-bit float `2 * exponent + (mantissa == 0)`, with the exponent as it is stored."""
+def population(words: NDArray[np.uint16], dtype: str) -> NDArray[np.int64]:
+    """How many of some 16-bit floats are in each stratum, as `stratum_of` counts these."""
     bits, mantissa = _FORMATS[dtype].exponent_bits, _FORMATS[dtype].mantissa_bits
-    exponents = (words >> mantissa) & ((1 << bits) - 1)
-    is_power = (words & ((1 << mantissa) - 1)) == 0
-    result: NDArray[np.uint16] = (2 * exponents + is_power).astype(np.uint16, copy=False)
-    return result
+    powers = words[(words & ((1 << mantissa) - 1)) == 0]
+    counts = np.empty((1 << bits, 2), np.int64)
+    # One histogram of all and one of the few powers: half the time of one of the strata.
+    everything, counts[:, 1] = (
+        np.bincount(each >> mantissa, minlength=2 << bits).reshape(2, -1).sum(axis=0)  # both signs
+        for each in (words, powers)
+    )
+    counts[:, 0] = everything - counts[:, 1]
+    return counts.reshape(-1)
 
 
 def sides(population: NDArray[np.int64], dtype: str) -> NDArray[np.int64]:
@@ -60,7 +67,7 @@ def sides(population: NDArray[np.int64], dtype: str) -> NDArray[np.int64]:
 
     Args:
         population: int64 `[..., strata]`, weights by stratum.
-        dtype: one of `ROUNDED`.
+        dtype: one of `STRATA`.
 
     Returns:
         int64 `[..., GAPS]`: position i is the gap 2^(LOWEST_GAP + i).
@@ -75,11 +82,6 @@ def sides(population: NDArray[np.int64], dtype: str) -> NDArray[np.int64]:
     counts[..., first : first + finite - 1] += 2 * some[..., 1:] + powers[..., 1:]
     counts[..., first : first + finite - 2] += powers[..., 2:]
     return counts
-
-
-def strata_count(dtype: str) -> int:
-    """How many strata a 16-bit dtype has."""
-    return 2 << _FORMATS[dtype].exponent_bits
 
 
 def _relative_energy(r: float) -> float:
@@ -195,23 +197,3 @@ def visible(counts: NDArray[np.float64], step_size: float, *, float32_master: bo
     gaps = np.exp2(1.0 * (LOWEST_GAP + np.arange(GAPS)))
     shown = np.minimum(1, step_size / gaps) if float32_master else step_size > gaps / 2
     return float((counts * shown).sum() / counts.sum())
-
-
-def square_gaps(base: torch.Tensor, tuned: torch.Tensor) -> float:
-    """Σ gap² over the entries, each with the gap above the larger magnitude of the two sides.
-
-    What rounding adds to an update is spread over such a gap: of variance gap² / 12.
-
-    Args:
-        base: of one of the dtypes in `ROUNDED`, finite, on any device.
-        tuned: of the same shape and dtype, on the same device.
-    """
-    import torch
-
-    form = _FORMATS[str(base.dtype).removeprefix("torch.")]
-    exponents = ((1 << form.exponent_bits) - 1) << form.mantissa_bits
-    words = torch.maximum(base.view(torch.int16) & 0x7FFF, tuned.view(torch.int16) & 0x7FFF)
-    # Without its mantissa a word is the power of two below it; subnormals have the smallest's gap.
-    powers = (words & exponents).clamp_(min=1 << form.mantissa_bits).view(base.dtype)
-    norm = float(torch.linalg.vector_norm(powers, dtype=torch.float64))
-    return (norm / (1 << form.mantissa_bits)) ** 2

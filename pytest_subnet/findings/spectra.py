@@ -28,6 +28,9 @@ _SMALL = 256
 _COLUMNS = 2048
 """How much of the long side is in float64 at a time."""
 
+_FURTHEST = 1000
+"""log2 of the largest factor by which updates are scaled; those of 1e-300 are 10 after it."""
+
 _LARGEST = 1e-7
 """Relative error allowed of the largest eigenvalue."""
 
@@ -87,6 +90,21 @@ class Spectrum:
             assert self._gram is not None
             self._values = _all_values(self._gram)
         return self._values
+
+
+def scaled(matrix: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """`matrix` times a power of two, so that its squares are within float64, and log2 of that.
+
+    Overwrites it. Exact for what matters beside the largest entry. Squares of float32 always are:
+    any matrix but float64, and one that is not finite, comes back as it is.
+    """
+    import torch
+
+    largest = float(matrix.abs().max()) if matrix.dtype == torch.float64 and matrix.numel() else 0.0
+    if not largest or not math.isfinite(largest) or 1e-100 < largest < 1e100:
+        return matrix, 0
+    shift = max(-_FURTHEST, min(_FURTHEST, -math.frexp(largest)[1]))
+    return matrix.mul_(2.0**shift), shift
 
 
 def frobenius_norm(matrix: torch.Tensor) -> float:

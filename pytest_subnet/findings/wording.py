@@ -4,17 +4,34 @@ from __future__ import annotations
 
 import math
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from pytest_subnet.text import safe, spell_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pytest_subnet.findings.result import Movement
-
 WORST = 3
 """How many of the worst tensors a failure shows."""
+
+
+class Shown(Protocol):
+    """What a message shows of a tensor, whatever was measured of it."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the base."""
+
+    @property
+    def dtype(self) -> str:
+        """In which dtype it was compared."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """What was compared of it."""
+
+
+Tensor = TypeVar("Tensor", bound=Shown)
 
 
 def share_against(share: float, bound: float) -> tuple[str, str]:
@@ -92,7 +109,7 @@ def _rounded(value: float, digits: int, rounding: str) -> str:
 
 
 def worst(
-    tensors: Sequence[Movement], numbers: Callable[[Movement], Sequence[str]]
+    tensors: Sequence[Tensor], numbers: Callable[[Tensor], Sequence[str]]
 ) -> list[tuple[str, str]]:
     """The rows of a message for the first few of `tensors`: name, numbers, dtype and shape.
 

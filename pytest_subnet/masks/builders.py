@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,9 +18,10 @@ from pytest_subnet.scan.found import STRATA, stratum_of
 from pytest_subnet.text import safe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from pytest_subnet.checkpoints import Checkpoint
     from pytest_subnet.checkpoints.base import TensorInfo
@@ -34,8 +36,10 @@ _INFINITY = {
     "float32": 0x7F80_0000,
     "float64": 0x7FF0_0000_0000_0000,
 }
+_LARGEST_EXACT = 2048  # on the short side: eigenvectors take a few seconds
 _OVERSAMPLED = 16
-_POWER_STEPS = 4
+_SETTLED = 1e-6
+_MOST_STEPS = 200
 _DRAWN = 1 << 20
 _BINS = 1 << 16
 
@@ -44,7 +48,8 @@ def magnitude_mask(checkpoint: Source, fraction: float, *, largest: bool = True)
     """Choose the largest (or smallest) weights of each matrix by magnitude.
 
     Of every weight of two or more dimensions, `round(fraction * entries)` entries; among equal
-    magnitudes those that come first in row order. Tied tensors are taken once.
+    magnitudes those that come first in row order; an Inf is larger than any number. Tied tensors
+    are taken once.
 
     Args:
         checkpoint: anything `open_checkpoint` takes; read tensor by tensor.
@@ -56,7 +61,8 @@ def magnitude_mask(checkpoint: Source, fraction: float, *, largest: bool = True)
 
     Raises:
         CheckpointError: it cannot be read, or a matrix holds NaN or float8.
-        SelectionError: it has no matrix.
+        SelectionError: it has no matrix, or none of which `fraction` is an entry.
+        TypeError: `fraction` is no number.
         ValueError: `fraction` outside (0, 1).
 
     Source: arXiv 2511.08567, section 4 (low-magnitude masks).
@@ -70,31 +76,41 @@ def magnitude_mask(checkpoint: Source, fraction: float, *, largest: bool = True)
 
     def choose(info: TensorInfo, words: NDArray[np.unsignedinteger]) -> Flags:
         magnitudes = words & words.dtype.type(np.iinfo(words.dtype).max >> 1)
+        if (magnitudes > _INFINITY[info.dtype]).any():
+            raise CheckpointError(
+                f"{safe(info.name)} of {safe(opened.label)} holds NaN, which is neither large nor "
+                "small; save the checkpoint without it"
+            )
         return _extreme(magnitudes, round(fraction * info.numel), largest=largest)
 
     which = "largest" if largest else "smallest"
-    return _chosen(opened, choose, f"the {which} {fraction:.4g} of {safe(opened.label)}")
+    return _chosen(opened, fraction, choose, f"the {which} {fraction:.4g}")
 
 
 def principal_mask(checkpoint: Source, fraction: float, *, rank: int, seed: int = 0) -> UpdateMask:
     """Choose the entries of each matrix that carry most of its leading singular directions.
 
     They are the `round(fraction * entries)` largest, by magnitude, of the matrix's best
-    approximation of rank `rank`, found by randomised SVD in float32 (float64 for float64). Tensors
-    of more than two dimensions are taken as matrices of their first by the others.
+    approximation of rank `rank`. Tensors of more than two dimensions are taken as matrices of their
+    first by the others. Up to 2,048 on the short side the singular vectors are exact to the
+    rounding of float32 (float64 for float64). Beyond, they are found by randomised subspace
+    iteration until the leading singular values settle, to 1e-6 from one step to the next: where the
+    spectrum has no gap behind `rank`, another seed then chooses one or two in a hundred entries
+    otherwise.
 
     Args:
         checkpoint: anything `open_checkpoint` takes; read tensor by tensor.
         fraction: of each matrix's entries, in (0, 1).
         rank: of the approximation; at least 1. Matrices of a lower rank are taken as they are.
-        seed: of the randomised SVD; the same seed gives the same mask.
+        seed: of the randomised iteration; the same seed gives the same mask.
 
     Returns:
         The mask, with the counts per stratum of tensors that are stored in 16 bits.
 
     Raises:
         CheckpointError: it cannot be read, or a matrix holds NaN, Inf or float8.
-        SelectionError: it has no matrix.
+        SelectionError: it has no matrix, or none of which `fraction` is an entry.
+        TypeError: `fraction` is no number, or `rank` or `seed` no whole number.
         ValueError: `fraction` outside (0, 1), `rank` below 1, or a negative seed.
 
     Source: arXiv 2511.08567, section 4 (principal weights).
@@ -104,9 +120,7 @@ def principal_mask(checkpoint: Source, fraction: float, *, rank: int, seed: int 
     410
     """
     _check_fraction(fraction)
-    if rank < 1:
-        raise ValueError(f"rank={rank!r} is not at least 1")
-    _check_seed(seed)
+    rank, seed = _whole("rank", rank, 1), _whole("seed", seed, 0)
     opened = open_checkpoint(checkpoint)
 
     def choose(info: TensorInfo, words: NDArray[np.unsignedinteger]) -> Flags:
@@ -121,8 +135,7 @@ def principal_mask(checkpoint: Source, fraction: float, *, rank: int, seed: int 
         keys = magnitudes.view(np.uint32 if magnitudes.itemsize == 4 else np.uint64)
         return _extreme(keys, round(fraction * info.numel), largest=True)
 
-    what = f"the principal {fraction:.4g} (rank {rank}) of {safe(opened.label)}"
-    return _chosen(opened, choose, what)
+    return _chosen(opened, fraction, choose, f"the principal {fraction:.4g} (rank {rank})")
 
 
 def random_mask_like(mask: UpdateMask, *, seed: int) -> UpdateMask:
@@ -139,12 +152,18 @@ def random_mask_like(mask: UpdateMask, *, seed: int) -> UpdateMask:
         The mask; its strata are unknown.
 
     Raises:
+        TypeError: `mask` is no mask, or `seed` no whole number.
         ValueError: a negative seed.
 
     >>> random_mask_like(update_mask(pair), seed=0).count
     4
     """
-    _check_seed(seed)
+    if not isinstance(mask, UpdateMask):
+        raise TypeError(
+            f"mask is an UpdateMask, not {type(mask).__name__}; pass UpdateMask.load(path) of a "
+            "file, or update_mask(pair) of a pair"
+        )
+    seed = _whole("seed", seed, 0)
 
     def words(name: str) -> Iterator[NDArray[np.uint64]]:
         tensor = mask.info(name)
@@ -156,11 +175,13 @@ def random_mask_like(mask: UpdateMask, *, seed: int) -> UpdateMask:
 
 def _chosen(
     checkpoint: Checkpoint,
+    fraction: float,
     choose: Callable[[TensorInfo, NDArray[np.unsignedinteger]], Flags],
     what: str,
 ) -> UpdateMask:
     """The mask of what `choose` flags of every matrix of `checkpoint`."""
     infos = {info.name: info for info in _matrices(checkpoint)}
+    _check_chooses(fraction, list(infos.values()), checkpoint)
     strata: dict[str, Strata] = {}
 
     def words(name: str) -> Iterator[NDArray[np.uint64]]:
@@ -174,7 +195,8 @@ def _chosen(
         yield pack(flags).view(np.uint64)
 
     tensors = [(info.name, info.shape, info.dtype) for info in infos.values()]
-    return from_words(tensors, words, Origin(what, base=checkpoint.fingerprint), strata)
+    origin = Origin(f"{what} of {safe(checkpoint.label)}", base=checkpoint.fingerprint)
+    return from_words(tensors, words, origin, strata)
 
 
 def _counted(entries: NDArray[np.uint16], flags: Flags, size: int) -> Strata:
@@ -239,20 +261,58 @@ def _values(words: NDArray[np.unsignedinteger], dtype: str) -> NDArray[np.floati
 def _low_rank(
     matrix: NDArray[np.floating], rank: int, random: np.random.Generator
 ) -> NDArray[np.floating]:
-    """The best approximation of that rank, by subspace iteration (arXiv 0909.4061, 4.4 and 5.1)."""
+    """The best approximation of that rank: rows projected onto the leading singular vectors."""
     import torch
 
-    size = min(2 * rank + _OVERSAMPLED, *matrix.shape)  # weights have no gap after rank
     if rank >= min(matrix.shape):
         return matrix
     weights = torch.from_numpy(matrix)
-    start = random.standard_normal((matrix.shape[1], size)).astype(matrix.dtype)
-    basis = torch.linalg.qr(weights @ torch.from_numpy(start)).Q
-    for _ in range(_POWER_STEPS):
-        basis = torch.linalg.qr(weights @ torch.linalg.qr(weights.T @ basis).Q).Q
-    left, values, right = torch.linalg.svd(basis.T @ weights, full_matrices=False)
-    left = basis @ left[:, :rank]
-    return np.asarray((left * values[:rank] @ right[:rank]).numpy())
+    if matrix.shape[0] > matrix.shape[1]:
+        weights = weights.T
+    leading = _leading_exact if weights.shape[0] <= _LARGEST_EXACT else _leading_randomised
+    left = leading(weights, rank, random)
+    approximation = left @ (left.T @ weights)
+    if matrix.shape[0] > matrix.shape[1]:
+        approximation = approximation.T
+    return np.asarray(approximation.numpy())
+
+
+def _leading_exact(weights: Tensor, rank: int, _: np.random.Generator) -> Tensor:
+    """Left singular vectors as eigenvectors of the Gram matrix, whose squares need float64."""
+    import torch
+
+    rows = weights.shape[0]
+    gram = torch.zeros(rows, rows, dtype=torch.float64)
+    for columns in torch.split(
+        weights, max(1, _DRAWN // rows), dim=1
+    ):  # wide ones take much memory
+        wide = columns.double()
+        gram.addmm_(wide, wide.T)
+    vectors: Tensor = torch.linalg.eigh(gram).eigenvectors
+    return vectors[:, -rank:].to(weights.dtype)
+
+
+def _leading_randomised(weights: Tensor, rank: int, random: np.random.Generator) -> Tensor:
+    """Left singular vectors by subspace iteration (arXiv 0909.4061, 4.4 and 5.1) until they settle.
+
+    What is watched are the leading singular values: without a gap behind them a fixed number of
+    steps leaves vectors of the whole neighbourhood.
+    """
+    import torch
+
+    size = min(2 * rank + _OVERSAMPLED, *weights.shape)  # weights have no gap after rank
+    drawn = torch.from_numpy(random.standard_normal((weights.shape[1], size)))
+    basis = torch.linalg.qr(weights @ drawn.to(weights.dtype)).Q
+    known = torch.zeros(rank, dtype=weights.dtype)
+    for _ in range(_MOST_STEPS):
+        basis, triangle = torch.linalg.qr(weights @ torch.linalg.qr(weights.T @ basis).Q)
+        values = torch.linalg.svdvals(triangle)[:rank]
+        if ((values - known).abs() <= _SETTLED * values).all():
+            break
+        known = values
+    inside, _values, _right = torch.linalg.svd(basis.T @ weights, full_matrices=False)
+    leading: Tensor = basis @ inside[:, :rank]
+    return leading
 
 
 def _random(seed: int, name: str) -> np.random.Generator:
@@ -294,10 +354,36 @@ def _numbers(numel: int, random: np.random.Generator) -> Iterator[NDArray[np.uin
 
 
 def _check_fraction(fraction: float) -> None:
+    if not _is_a(Real, fraction):
+        raise TypeError(
+            f"fraction={fraction!r} is not a number; pass the share of each matrix's entries, as "
+            "in 0.1"
+        )
     if not 0 < fraction < 1:  # also NaN
         raise ValueError(f"fraction={fraction!r} is not between 0 and 1, both excluded")
 
 
-def _check_seed(seed: int) -> None:
-    if seed < 0:
-        raise ValueError(f"seed={seed!r} is not a whole number of at least 0")
+def _check_chooses(fraction: float, infos: Sequence[TensorInfo], checkpoint: Checkpoint) -> None:
+    """Raise if `fraction` of every matrix is no entry at all."""
+    largest = max(infos, key=lambda info: info.numel)
+    if not round(fraction * largest.numel):
+        raise SelectionError(
+            f"fraction={fraction!r} chooses no entry of {safe(checkpoint.label)}: its largest "
+            f"matrix, {safe(largest.name)}, has {largest.numel:,}; pass more than "
+            f"0.5 / {largest.numel}"
+        )
+
+
+def _whole(name: str, value: int, least: int) -> int:
+    if not _is_a(Integral, value):
+        raise TypeError(
+            f"{name}={value!r} is not a whole number; pass one of at least {least}, as in "
+            f"{name}={least}"
+        )
+    if value < least:
+        raise ValueError(f"{name}={value!r} is not a whole number of at least {least}")
+    return int(value)
+
+
+def _is_a(number: type, value: object) -> bool:
+    return isinstance(value, number) and not isinstance(value, bool)

@@ -11,8 +11,8 @@ from pytest_subnet.errors import CheckpointError, SelectionError
 from pytest_subnet.masks.bits import packed_bytes, room_for_bits
 from pytest_subnet.masks.update_mask import MaskTensor, Origin, Strata, UpdateMask
 from pytest_subnet.pairs.selection import select
-from pytest_subnet.scan.found import STRATA
-from pytest_subnet.scan.masking import mark
+from pytest_subnet.scan.found import STRATA, rounded_to
+from pytest_subnet.scan.masking import mark, stored_on_grid
 from pytest_subnet.scan.tolerance import Tolerance
 from pytest_subnet.text import safe
 
@@ -62,7 +62,8 @@ def update_mask(
         SelectionError: a pattern matches nothing, or only buffers and integer tensors are left.
         PairMismatchError: a selected tensor does not align.
         CheckpointError: a side cannot be read, or changed since the pair was opened.
-        ValueError: both tolerances, or a negative one.
+        TypeError: a tolerance that is no number.
+        ValueError: both tolerances, or one that is negative or not finite.
 
     Source: arXiv 2505.11711, section 2.2 and appendix E (the index sets of changed parameters).
 
@@ -115,7 +116,12 @@ def _build(pair: ModelPair, rows: tuple[int, ...], tolerance: Tolerance) -> Upda
     )
     marked = mark(pair, rows, tolerance, write)
     covered = [
-        MaskTensor(tensor.name, tensor.shape, tensor.dtype, entries)
+        MaskTensor(
+            tensor.name,
+            tensor.shape,
+            rounded_to(tensor.dtype, tensor.tuned_dtype) or tensor.dtype,
+            entries,
+        )
         for tensor, entries in zip(tensors, marked.entries.tolist(), strict=True)
     ]
     return UpdateMask(covered, store, origin, CountedStrata(rows, tensors, marked.strata))
@@ -148,6 +154,14 @@ def _fingerprint_later(pair: ModelPair, side: str, checkpoint: Checkpoint) -> Ca
     return take
 
 
+def _counted_as(tensor: TensorPair) -> str | None:
+    """Of which dtype the strata of a tensor were counted; None where they could not be."""
+    if tensor.dtype in STRATA:
+        return tensor.dtype
+    stored = tensor.base_dtype
+    return stored if stored_on_grid(tensor.dtype, stored, tensor.tuned_dtype) else None
+
+
 class CountedStrata(Mapping[str, Strata]):
     """Strata by tensor name, kept without their zeros until one is asked for."""
 
@@ -157,9 +171,9 @@ class CountedStrata(Mapping[str, Strata]):
         """Take `counts` of `tensors`, which are the tensors `rows` of their pair."""
         self._counts = counts
         self._of = {
-            tensor.name: (row, STRATA[tensor.dtype])
+            tensor.name: (row, STRATA[dtype])
             for row, tensor in zip(rows, tensors, strict=True)
-            if tensor.dtype in STRATA
+            if (dtype := _counted_as(tensor)) is not None
         }
 
     def __getitem__(self, name: str) -> Strata:

@@ -74,6 +74,18 @@ class FileBits:
         read_unchanged(self._file, self._offset + start, packed.data)
         return packed
 
+    def __eq__(self, other: object) -> bool:
+        """Whether the other ones are those of the same file, by whatever path it was opened."""
+        return isinstance(other, FileBits) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        """As `__eq__`."""
+        return hash(self._key())
+
+    def _key(self) -> tuple[int, ...]:
+        _path, *rest = self._file
+        return *rest, self._offset
+
 
 class StrataFile(Mapping[str, Strata]):
     """Strata by tensor name, read and checked when one is asked for."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import numpy as np
@@ -16,6 +17,7 @@ from pytest_subnet.masks.bits import (
     popcount,
     unpack,
 )
+from pytest_subnet.masks.entries import as_entries, check_entries
 from pytest_subnet.text import nearest, safe
 
 if TYPE_CHECKING:
@@ -33,8 +35,8 @@ class MaskTensor(NamedTuple):
     Attributes:
         name: its name in the base.
         shape: of the tensor, and so of the mask.
-        dtype: of the weights the mask was made from, as torch names it; `"bool"` where there were
-            none.
+        dtype: of the weights the mask was made from, as torch names it: the 16-bit one to which
+            their update was rounded, else the one compared; `"bool"` where there were none.
         entries: how many entries are in the mask.
     """
 
@@ -112,6 +114,14 @@ class Origin:
             self._tuned = self._tuned()
         return self._tuned
 
+    @property
+    def known(self) -> tuple[str, str, str] | None:
+        """Tolerance and both fingerprints; None where one is missing or was not taken yet."""
+        if not isinstance(self._base, str) or not isinstance(self._tuned, str):
+            return None
+        all_of_it = self.tolerance, self._base, self._tuned
+        return all_of_it if all(all_of_it) else None
+
     def __repr__(self) -> str:
         """What it was made from, without reading anything."""
         return f"Origin({self.what!r}, {self.tolerance!r})"
@@ -123,6 +133,10 @@ class UpdateMask:
     Made by `update_mask`, `magnitude_mask`, `principal_mask` and `random_mask_like`, from arrays by
     `UpdateMask.of`, from a file by `UpdateMask.load`; never changed. `&`, `|`, `-` and `~` are as
     for sets; both sides must cover the same tensors.
+
+    It is a mapping of tensors, and a set of entries: `in`, `len` and iteration are over the names
+    of its tensors, `bool(mask)` says whether any entry is in it. `==` is identity, as comparing
+    bits could read gigabytes: `not (a - b) and not (b - a)` compares them.
 
     Attributes:
         tensors: what it covers, as `MaskTensor`, in storage order.
@@ -169,13 +183,18 @@ class UpdateMask:
         """A mask from boolean arrays by tensor name.
 
         Args:
-            entries: bool arrays of any shape, or numbers of which each is 0 or 1.
+            entries: bool arrays of any shape, or numbers of which each is 0 or 1; dense tensors of
+                any dtype and device, with or without gradient, too.
             what: in words, for messages.
 
         Raises:
-            ValueError: a number is neither 0 nor 1.
+            SelectionError: there is no tensor.
+            TypeError: no mapping, a name that is no text, or entries that are no numbers, sparse,
+                quantised, without data or masked.
+            ValueError: a number is neither 0 nor 1, or lists are ragged.
         """
-        arrays = {name: _as_entries(name, array) for name, array in entries.items()}
+        check_entries(entries)
+        arrays = {name: as_entries(name, array) for name, array in entries.items()}
         tensors = [
             MaskTensor(name, array.shape, "bool", int(np.count_nonzero(array)))
             for name, array in arrays.items()
@@ -190,6 +209,22 @@ class UpdateMask:
     def info(self, name: str) -> MaskTensor:
         """What is known of the tensor `name`; `SelectionError` when the mask has no such tensor."""
         return self._place(name)[1]
+
+    def __contains__(self, name: object) -> bool:
+        """Whether it covers a tensor of that name."""
+        return isinstance(name, str) and name in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of its tensors."""
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        """How many tensors it covers."""
+        return len(self.tensors)
+
+    def __bool__(self) -> bool:
+        """Whether any entry is in it."""
+        return any(each.entries for each in self.tensors)
 
     @property
     def count(self) -> int:
@@ -208,15 +243,19 @@ class UpdateMask:
 
     def strata(self, name: str) -> Strata | None:
         """Counts by exponent of the base weight; None where the base is unknown or not 16-bit."""
-        return self._strata.get(name)
+        known = self._strata.get(name)
+        for counts in known or ():
+            counts.flags.writeable = False  # they may be the mask's own
+        return known
 
     def words(self, name: str) -> Iterator[NDArray[np.uint64]]:
-        """The bits of one tensor in runs of up to 1 MB, padding (zeros) included."""
+        """The bits of one tensor in runs of up to 1 MB, padding (zeros) included; read-only."""
         start, tensor = self._place(name)
         end = start + packed_bytes(tensor.numel)
         check = Recount(self._file, tensor) if name in self._unverified else None
         for at in range(start, end, PIECE_BYTES):
             words = self._store.read(at, min(PIECE_BYTES, end - at)).view(np.uint64)
+            words.flags.writeable = False  # they may be the mask's own
             if check is not None:
                 check.add(words, is_last=at + PIECE_BYTES >= end)
             yield words
@@ -253,6 +292,23 @@ class UpdateMask:
 
         return inverted(self)
 
+    def is_same(self, other: UpdateMask) -> bool:
+        """Whether both are one mask, as far as can be told without reading bits or weights.
+
+        They are when their bits are the same object or lie in the same file, or when both are the
+        update between two checkpoints of the same fingerprints, taken before, under the same
+        tolerance. Two that merely hold the same entries are not.
+
+        >>> mask = UpdateMask.of({"weight": [True, False]})
+        >>> mask.is_same(mask), mask.is_same(UpdateMask.of({"weight": [True, False]}))
+        (True, False)
+        """
+        if set(self.tensors) != set(other.tensors):
+            return False
+        if self._store is other._store or self._store == other._store:
+            return True
+        return self.origin.known is not None and self.origin.known == other.origin.known
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the mask to `path`, a safetensors file; whole, or not at all.
 
@@ -260,7 +316,8 @@ class UpdateMask:
         one only if both have the same base; taking them reads both checkpoints once.
 
         Args:
-            path: where to write; a file that is there is replaced.
+            path: where to write; a file that is there is replaced. A mask that was loaded from it
+                is read from the new file from then on; others that were must be loaded again.
 
         Raises:
             CheckpointError: it cannot be written, or the checkpoints have changed since.
@@ -268,6 +325,9 @@ class UpdateMask:
         from pytest_subnet.masks.saving import save
 
         save(self, path)
+        if self._file and _is_file(self._file, path):
+            again = self.load(self._file)
+            self._store, self._strata = again._store, again._strata
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> UpdateMask:
@@ -281,6 +341,10 @@ class UpdateMask:
         return load(path)
 
     def _place(self, name: str) -> tuple[int, MaskTensor]:
+        if not isinstance(name, str):
+            raise TypeError(
+                f"names of tensors are str, not {type(name).__name__}; names() lists them"
+            )
         if name not in self._places:
             hint = nearest(name, self._places)
             raise SelectionError(f"the mask of {self.origin.what} has no tensor {safe(name)}{hint}")
@@ -321,14 +385,11 @@ class Recount:
         )
 
 
-def _as_entries(name: str, array: ArrayLike) -> NDArray[np.bool_]:
-    given = np.asarray(array)
-    entries = np.asarray(given != 0, np.bool_)
-    if given.dtype != np.bool_ and not (entries == given).all():
-        raise ValueError(
-            f"the entries of {safe(name)} are not all 0 or 1; compare them first, as in array != 0"
-        )
-    return entries
+def _is_file(one: str, other: str | os.PathLike[str]) -> bool:
+    try:
+        return Path(one).samefile(other)
+    except OSError:  # the one that was loaded has gone
+        return False
 
 
 def _is_mask(other: object) -> bool:

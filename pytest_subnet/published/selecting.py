@@ -112,6 +112,8 @@ def nearest(
     """
     if not 0 <= sparsity <= 1:
         raise ValueError(f"sparsity={sparsity!r} is not a fraction in [0, 1]")
+    if type(count) is not int:
+        raise TypeError(f"count={count!r} is no whole number")
     if count < 1:
         raise ValueError(f"count={count!r} is not a number of at least 1")
     best: dict[tuple[str, ...], PublishedSparsity] = {}
@@ -161,6 +163,8 @@ def _power(tolerance: Tolerance, dtype: str) -> float:
 
 
 def _number(source: str | None) -> str | None:
+    if source is not None and not isinstance(source, str):
+        raise TypeError(f"source takes a paper's number as text, not {type(source).__name__}")
     return None if source is None else source.lower().removeprefix("arxiv").strip(" :")
 
 
@@ -168,6 +172,8 @@ def _known(keyword: str, asked: str | None, names: Iterable[str | None]) -> str 
     """`asked` in lower case; `SelectionError` when it is none of `names`."""
     if asked is None:
         return None
+    if not isinstance(asked, str):
+        raise TypeError(f"{keyword} takes a name, not {type(asked).__name__}")
     known = sorted(str(name) for name in names)
     if asked.lower() not in known:
         raise SelectionError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
@@ -11,12 +13,13 @@ import numpy as np
 from pytest_subnet import progress
 from pytest_subnet.checkpoints.dtypes import DTYPES
 from pytest_subnet.checkpoints.files import FileReader
+from pytest_subnet.scan import units as scan_units
+from pytest_subnet.scan.casts import cast_array
 from pytest_subnet.scan.engines import ThreadEngine
 from pytest_subnet.scan.kernels import choose_kernel
 from pytest_subnet.scan.reading import in_step, room_for
 from pytest_subnet.scan.remembering import UnitMemory
 from pytest_subnet.scan.tolerance import DEFAULT_TOLERANCES, Tolerance
-from pytest_subnet.scan.units import cut
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -60,6 +63,9 @@ class Steps(NamedTuple):
 class Diary:
     """All that has been counted of one trajectory, a row for each tensor of its first pair.
 
+    Its arrays are replaced, never written to: a copy is what was known when it was made, whatever
+    another thread counts meanwhile.
+
     Attributes:
         declared: tolerances to count in any pass, so that later questions need no further one.
     """
@@ -82,15 +88,20 @@ class Diary:
     ) -> None:
         """Keep what a pass counted of `rows`, in parts: a tensor may be spread over several."""
         tensors, steps = self._moved.shape
-        self._moved[rows] = self._nonfinite[rows] = 0
+        moved, nonfinite = self._moved.copy(), self._nonfinite.copy()
+        entries, known = self._entries.copy(), self._known.copy()
+        moved[rows] = nonfinite[rows] = 0
         for each in tolerances:
-            self._entries.setdefault(each, np.zeros((tensors, 4, steps), np.int64))[rows] = 0
-            self._known.setdefault(each, np.zeros(tensors, np.bool_))[rows] = True
+            entries[each] = np.array(entries.get(each, np.zeros((tensors, 4, steps), np.int64)))
+            known[each] = np.array(known.get(each, np.zeros(tensors, np.bool_)))
+            entries[each][rows], known[each][rows] = 0, True
         for part in parts:
-            self._moved[part.rows] += part.moved
-            self._nonfinite[part.rows] += part.nonfinite
+            moved[part.rows] += part.moved
+            nonfinite[part.rows] += part.nonfinite
             for number, each in enumerate(tolerances):
-                self._entries[each][part.rows] += part.entries[:, number]
+                entries[each][part.rows] += part.entries[:, number]
+        self._moved, self._nonfinite = moved, nonfinite
+        self._entries, self._known = entries, known
 
     def steps(self, rows: Sequence[int], tolerance: Tolerance) -> Steps:
         """What was counted of the tensors `rows` together."""
@@ -122,7 +133,8 @@ def declare(trajectory: Trajectory, tolerances: Sequence[Tolerance]) -> None:
 def follow(trajectory: Trajectory, rows: Sequence[int], tolerance: Tolerance) -> Diary:
     """Make sure that the tensors `rows` of the first pair have been followed under `tolerance`.
 
-    What was counted before is not read again.
+    What was counted before is not read again, unless a checkpoint is live: as in `gather`. Two
+    threads may ask at once: the second waits, and each has what held when it asked.
 
     Raises:
         CheckpointError: a checkpoint cannot be read, or changed since the trajectory was opened.
@@ -130,7 +142,8 @@ def follow(trajectory: Trajectory, rows: Sequence[int], tolerance: Tolerance) ->
     known = diary(trajectory)
     with trajectory.lock:
         _check_unchanged(trajectory)
-        missing = known.missing(rows, tolerance)
+        is_live = any(checkpoint.is_live for checkpoint in trajectory.checkpoints)
+        missing = list(dict.fromkeys(rows)) if is_live else known.missing(rows, tolerance)
         if missing:
             for pair in trajectory.pairs:
                 pair.check_second_names()
@@ -138,7 +151,7 @@ def follow(trajectory: Trajectory, rows: Sequence[int], tolerance: Tolerance) ->
             parts = _read(trajectory, missing, tolerances)
             _check_unchanged(trajectory)
             known.keep(missing, tolerances, parts)
-    return known
+        return copy.copy(known)
 
 
 def _check_unchanged(trajectory: Trajectory) -> None:
@@ -151,10 +164,7 @@ def _read(
 ) -> list[Part]:
     """Read the tensors `rows` of every checkpoint once; the parts add up to what is found."""
     units = _units(trajectory, rows)
-    nbytes = [
-        unit[0].count * DTYPES[unit[0].dtype].itemsize * len(trajectory.checkpoints)
-        for unit in units
-    ]
+    nbytes = [unit[0].count * sum(_itemsizes(unit)) for unit in units]
     work = _Follow(choose_kernel("cpu"), tolerances, trajectory.checkpoints)
     parts = []
     with (
@@ -168,13 +178,35 @@ def _read(
 
 
 def _units(trajectory: Trajectory, rows: Sequence[int]) -> list[_Unit]:
-    """Every pair cut at the same places."""
+    """Every pair cut at the same places, by the widest dtype that a checkpoint stores there."""
+    places = [
+        {each.name: row for row, each in enumerate(pair.tensors)} for pair in trajectory.pairs
+    ]
     names = [trajectory.pairs[0].tensors[row].name for row in rows]
-    cuts = []
-    for pair in trajectory.pairs:
-        places = {tensor.name: row for row, tensor in enumerate(pair.tensors)}
-        cuts.append(cut(pair, [places[name] for name in names]))
-    return list(zip(*cuts, strict=True))
+
+    def dtypes_of(name: str) -> list[tuple[str, str, str]]:
+        tensors = (
+            pair.tensors[at[name]] for pair, at in zip(trajectory.pairs, places, strict=True)
+        )
+        return [(tensor.dtype, tensor.base_dtype, tensor.tuned_dtype) for tensor in tensors]
+
+    units: list[_Unit] = []
+    for dtypes, neighbours in groupby(names, dtypes_of):
+        together = list(neighbours)
+        widths = [max(DTYPES[dtype].itemsize for dtype in of_pair) for of_pair in dtypes]
+        entries = scan_units.UNIT_BYTES // max(widths)
+        cuts = [
+            scan_units.cut(pair, [at[name] for name in together], entries * width)
+            for pair, at, width in zip(trajectory.pairs, places, widths, strict=True)
+        ]
+        units += zip(*cuts, strict=True)
+    return units
+
+
+def _itemsizes(unit: _Unit) -> list[int]:
+    """Bytes an entry in each checkpoint, as stored."""
+    dtypes = [unit[0].base_dtype, *(side.tuned_dtype for side in unit)]
+    return [DTYPES[dtype].itemsize for dtype in dtypes]
 
 
 @dataclass(frozen=True)
@@ -193,17 +225,29 @@ class _Follow:
             start_room, *rooms = (_Room(reader) for _ in range(3))
 
             def compute(unit: _Unit) -> Part:
-                names = [segment.base_name for segment in unit[0].segments]
-                start = start_room.load(self.checkpoints[0], unit[0], names, unit[0].base)
+                first = unit[0]
+                names = [segment.base_name for segment in first.segments]
+                stored = _Stored(self.checkpoints[0], names, first.base, first.base_dtype)
+                start = start_room.load(first, stored)
                 memory = UnitMemory(start, unit[0], len(unit), self.kernel, self.tolerances)
                 for step, (side, checkpoint) in enumerate(
                     zip(unit, self.checkpoints[1:], strict=True)
                 ):
                     names = [segment.tuned_name for segment in side.segments]
-                    memory.take(rooms[step % 2].load(checkpoint, side, names, side.tuned))
+                    stored = _Stored(checkpoint, names, side.tuned, side.tuned_dtype)
+                    memory.take(rooms[step % 2].load(side, stored))
                 return memory.part()
 
             yield compute
+
+
+class _Stored(NamedTuple):
+    """Where a unit's segments are in one checkpoint: names, bytes in files, dtype."""
+
+    checkpoint: Checkpoint
+    names: Sequence[str]
+    extents: Sequence[Extent] | None
+    dtype: str
 
 
 class _Room:
@@ -213,15 +257,17 @@ class _Room:
         self._reader = reader
         self._memory, self._nbytes = room_for(0), 0
 
-    def load(
-        self,
-        checkpoint: Checkpoint,
-        unit: ScanUnit,
-        names: Sequence[str],
-        extents: Sequence[Extent] | None,
-    ) -> NDArray[np.uint8]:
-        """The packed bytes of the unit's segments, called `names` in `checkpoint`."""
-        itemsize = DTYPES[unit.dtype].itemsize
+    def load(self, unit: ScanUnit, stored: _Stored) -> NDArray[np.uint8]:
+        """The packed bytes of the unit's segments, in the dtype in which they are compared."""
+        packed = self._packed(unit, stored)
+        if stored.dtype == unit.dtype:
+            return packed
+        return cast_array(packed, stored.dtype, unit.dtype)
+
+    def _packed(self, unit: ScanUnit, stored: _Stored) -> NDArray[np.uint8]:
+        """The same as they are stored."""
+        checkpoint, names, extents, dtype = stored
+        itemsize = DTYPES[dtype].itemsize
         nbytes = unit.count * itemsize
         if self._nbytes < nbytes:
             self._memory, self._nbytes = room_for(nbytes), nbytes

@@ -16,7 +16,20 @@ if TYPE_CHECKING:
     from pytest_subnet.scan.tolerance import Tolerance
 
 STRATA = {"bfloat16": 512, "float16": 64}
-"""How many strata a dtype has; wider ones have none: their exponents explain nothing."""
+"""The dtypes of 16-bit storage, and how many strata each has; wider ones have none."""
+
+
+def rounded_to(dtype: str, tuned_dtype: str) -> str | None:
+    """The 16-bit dtype to which an update was rounded; None where it was not.
+
+    A cast back to float32 does not bring back what storage took, and a base in 16 bits alone takes
+    nothing from an update that is kept in float32.
+
+    Args:
+        dtype: in which base and tuned are compared.
+        tuned_dtype: as which the tuned checkpoint stores its weights.
+    """
+    return next((each for each in (dtype, tuned_dtype) if each in STRATA), None)
 
 
 class Found:
@@ -38,9 +51,15 @@ class Found:
         self.starts = np.zeros(bounds.size, np.int64)
         np.cumsum(-(-np.diff(bounds) // 64), out=self.starts[1:])
         self.words: NDArray[np.uint64] = np.zeros(int(self.starts[-1]), np.uint64)
-        shape = bounds.size - 1, STRATA.get(dtype, 0)
-        self.population: NDArray[np.int64] = np.zeros(shape, np.int64)
-        self.members: NDArray[np.int64] = np.zeros(shape, np.int64)
+        self.population: NDArray[np.int64]
+        self.members: NDArray[np.int64]
+        self.count_as(dtype)
+
+    def count_as(self, dtype: str) -> None:
+        """Take the strata of `dtype`, with nothing counted in any."""
+        shape = self.starts.size - 1, STRATA.get(dtype, 0)
+        self.population = np.zeros(shape, np.int64)
+        self.members = np.zeros(shape, np.int64)
 
     def mark(self, row: int, flags: NDArray[np.bool_], start: int = 0) -> None:
         """Set the bits of segment `row` from entry `start`, a multiple of 64, on."""

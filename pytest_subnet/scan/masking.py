@@ -11,10 +11,11 @@ import numpy as np
 from pytest_subnet.checkpoints.dtypes import ARITHMETIC, DTYPES
 from pytest_subnet.checkpoints.files import FileReader
 from pytest_subnet.scan import bits_kernel
+from pytest_subnet.scan.casts import cast
 from pytest_subnet.scan.comparing import bounds_of, run_of_files, scratch_rooms
 from pytest_subnet.scan.contracts import FileKernel, FileMaskKernel
 from pytest_subnet.scan.counters import Counters
-from pytest_subnet.scan.found import Found, StrataCounts, merged
+from pytest_subnet.scan.found import STRATA, Found, StrataCounts, merged, rounded_to
 from pytest_subnet.scan.gathering import ledger, results_of, sources, total
 from pytest_subnet.scan.kernels import choose_kernel, device_mask_kernel
 from pytest_subnet.scan.reading import Sides
@@ -167,6 +168,8 @@ class CompareAndMark:
                     base, tuned = sides.load(unit)
                     kernel = self._kernel_for(unit.dtype, base, tuned)
                     kernel(base, tuned, unit.dtype, bounds, counters, found)
+                    if stored_on_grid(unit.dtype, unit.base_dtype, unit.tuned_dtype):
+                        _count_stored(unit, base, bounds, found)
                 return _marks(unit, counters, found)
 
             yield compare
@@ -177,6 +180,25 @@ class CompareAndMark:
         if isinstance(base, np.ndarray) and isinstance(tuned, np.ndarray):
             return self.kernel
         return device_mask_kernel(self.device)
+
+
+def stored_on_grid(dtype: str, base_dtype: str, tuned_dtype: str) -> bool:
+    """Whether 16-bit floats, with the base's on the grid of the tuned, are compared as wider ones.
+
+    Which strata there are is then up to the words that the base stores.
+    """
+    return dtype not in STRATA and rounded_to(dtype, tuned_dtype) == base_dtype
+
+
+def _count_stored(unit: ScanUnit, base: Buffer, bounds: NDArray[np.int64], found: Found) -> None:
+    """Count the strata of a base that was widened: casting it back gives the words it stores."""
+    words = cast(base, unit.dtype, unit.base_dtype)
+    stored = (words if isinstance(words, np.ndarray) else words.cpu().numpy()).view(np.uint16)
+    found.count_as(unit.base_dtype)
+    for row, count in enumerate(np.diff(bounds).tolist()):
+        bits = found.words[found.starts[row] : found.starts[row + 1]].view(np.uint8)
+        flags = np.unpackbits(bits, count=count, bitorder="little").view(np.bool_)
+        found.count(row, stored[bounds[row] : bounds[row + 1]], flags)
 
 
 def _marks(unit: ScanUnit, counters: Counters, found: Found) -> Marks:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import dataclass
+from numbers import Real
 
 _PAPER_ATOL = 1e-5
 
@@ -30,14 +31,17 @@ class Tolerance:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
+        for name, value in (("atol", self.atol), ("rtol", self.rtol)):
+            if value is None:
+                continue
+            _check_number(name, value)
+            if not 0 <= value <= sys.float_info.max:  # also NaN, and integers beyond a float
+                raise ValueError(f"{name}={value!r} is not a finite number of at least 0")
         if self.atol is not None and self.rtol is not None:
             raise ValueError(
                 f"atol={self.atol} and rtol={self.rtol}: give at most one, "
                 "an entry is updated under one tolerance"
             )
-        for name, value in (("atol", self.atol), ("rtol", self.rtol)):
-            if value is not None and not (value >= 0 and math.isfinite(value)):
-                raise ValueError(f"{name}={value} is not a finite number of at least 0")
 
     @property
     def same_bits(self) -> bool:
@@ -51,6 +55,11 @@ class Tolerance:
         name, value = ("atol", self.atol) if self.rtol is None else ("rtol", self.rtol)
         short = f"{value:g}"  # unless it is the name of another number, too
         return f"{name}={short if float(short) == value else repr(value)}"
+
+
+def _check_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}={value!r} is not a number")
 
 
 SAME_BITS = Tolerance()

@@ -37,11 +37,15 @@ class Parts(NamedTuple):
 
     Attributes:
         outside: by `id` of the parameter; those that lie inside whole are not there.
+        trained: the names of those with entries inside that the optimiser owns, by `id`.
+        known: every parameter of the model, which keeps its `id` its own.
         entries: how many entries the optimiser can move inside the mask.
         mask_bytes: what the packed bits take.
     """
 
     outside: dict[int, Part]
+    trained: dict[int, str]
+    known: dict[int, torch.Tensor]
     entries: int
     mask_bytes: int
 
@@ -71,14 +75,16 @@ def divide(
         )
     mask_names = _mask_names(mask, weights)
     outside: dict[int, Part] = {}
+    trained: dict[int, str] = {}
+    known: dict[int, torch.Tensor] = {}
     covered: list[str] = []
-    trainable: list[str] = []
     not_owned: list[str] = []
     entries = mask_bytes = 0
     for name in weights.names():
         if name in weights.buffers:
             continue
         parameter = weights.tensor(name)
+        known[id(parameter)] = parameter
         mask_name = mask_names.get(weights.ties.get(name, name))
         inside = 0 if mask_name is None else mask.info(mask_name).entries
         if inside and name not in weights.ties:
@@ -86,7 +92,7 @@ def divide(
             # Masters get their gradients by hand, and need not require any.
             can_train = parameter.requires_grad or isinstance(model, Mapping)
             if can_train and id(parameter) in owned:
-                trainable.append(name)
+                trained[id(parameter)] = name
                 entries += inside
             elif can_train:
                 not_owned.append(name)
@@ -95,8 +101,8 @@ def divide(
         packed = _packed(mask, mask_name, parameter) if mask_name is not None and inside else None
         outside[id(parameter)] = Part(name, packed)
         mask_bytes += 0 if packed is None else packed.numel()
-    _check_trainable(mask, covered, trainable, not_owned, entries)
-    return Parts(outside, entries, mask_bytes)
+    _check_trainable(mask, covered, trained, not_owned, entries)
+    return Parts(outside, trained, known, entries, mask_bytes)
 
 
 def inside_of(part: Part, parameter: torch.Tensor) -> torch.Tensor:
@@ -112,7 +118,8 @@ def inside_of(part: Part, parameter: torch.Tensor) -> torch.Tensor:
     return bits.reshape(-1)[: parameter.numel()].reshape(parameter.shape)
 
 
-def _weights(model: object) -> TensorsCheckpoint:
+def check_model(model: object) -> None:
+    """Raise `TypeError` unless `model` is a module, or looks like its parameters by name."""
     import torch
 
     if not isinstance(model, torch.nn.Module | Mapping):
@@ -120,7 +127,10 @@ def _weights(model: object) -> TensorsCheckpoint:
             "train_inside takes a module, or its parameters by name (float32 masters), not "
             f"{type(model).__name__}"
         )
-    for name, tensor in _parameters(model):
+
+
+def _weights(model: torch.nn.Module | Mapping[str, torch.Tensor]) -> TensorsCheckpoint:
+    for name, tensor in parameters_of(model):
         if hasattr(tensor, "to_local"):
             raise SelectionError(
                 f"{safe(name)} is sharded over several processes, where a mask of whole tensors "
@@ -129,9 +139,10 @@ def _weights(model: object) -> TensorsCheckpoint:
     return cast("TensorsCheckpoint", open_checkpoint(model))
 
 
-def _parameters(
+def parameters_of(
     model: torch.nn.Module | Mapping[str, torch.Tensor],
 ) -> list[tuple[str, torch.Tensor]]:
+    """The parameters of `model` as they are now, by name."""
     return list(model.items() if isinstance(model, Mapping) else model.named_parameters())
 
 
@@ -175,14 +186,14 @@ def _packed(mask: UpdateMask, name: str, parameter: torch.Tensor) -> torch.Tenso
 def _check_trainable(
     mask: UpdateMask,
     covered: list[str],
-    trainable: list[str],
+    trained: Mapping[int, str],
     not_owned: list[str],
     entries: int,
 ) -> None:
     if not_owned:
         some = f"{len(not_owned):,} of {plural(len(covered), 'parameter')}"
         hint = "build it from all of model.parameters()"
-        if not trainable:
+        if not trained:
             hint += (
                 ", after the model was wrapped or moved, and if it owns float32 copies of them "
                 "(masters), pass those: train_inside({name: master, …}, optimizer, mask)"

@@ -34,11 +34,7 @@ def select_everywhere(
         PairMismatchError: a selected tensor does not align in one of the checkpoints, or is counted
             in some of them and not in others.
     """
-    if not isinstance(trajectory, Trajectory):
-        raise TypeError(
-            f"a Trajectory is needed, got {safe(type(trajectory).__name__)}; make one with "
-            "open_trajectory(run), or take the fixture of that name"
-        )
+    check_trajectory(trajectory)
     first, *others = trajectory.pairs
     selection = select(first, include, exclude, kinds)
     wanted = _names(first, selection.rows)
@@ -48,6 +44,15 @@ def select_everywhere(
             if name not in wanted or name not in found:
                 raise PairMismatchError(_uneven(name, first, pair))
     return selection
+
+
+def check_trajectory(trajectory: object) -> None:
+    """Raise `TypeError` unless `trajectory` is one; the path of a run in its place is no reason."""
+    if not isinstance(trajectory, Trajectory):
+        raise TypeError(
+            f"a Trajectory is needed, got {safe(type(trajectory).__name__)}; make one with "
+            "open_trajectory(run), or take the fixture of that name"
+        )
 
 
 def _names(pair: ModelPair, rows: tuple[int, ...]) -> dict[str, None]:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from pytest_subnet import SelectionError
 from pytest_subnet.findings.dynamics import (
     assert_step_sparsity,
     assert_update_dynamics,
@@ -91,16 +92,57 @@ def test_levelling_off_too_late_and_not_at_all(run_of, fails_with):
           final      25 / 100   (25.00%)
           sparsity   80.00% step-4, 76.00% step-6, 75.00% step-8
           usually    the run is not done, or its learning rate does not decay
-          to accept  level_by=0.75, or a wider band than 0.01
+          to accept  level_by=0.75, or band=0.05
     """):
         assert_update_dynamics(run, level_by=0.5)
     assert_update_dynamics(run, level_by=0.75)
     assert_update_dynamics(run, level_by=0.5, band=0.05)
+    with pytest.raises(AssertionError):
+        assert_update_dynamics(run, level_by=0.5, band=0.04)
     with pytest.raises(AssertionError) as caught:
         assert_update_dynamics(run, level_by=1, band=0)
     text = str(caught.value)
     assert text.startswith("sparsity has not levelled off within 0.00%; required by 100.00% of the")
-    assert text.endswith("\n  to accept  a wider band than 0")
+    assert text.endswith("\n  to accept  band=0.01")
+
+
+@pytest.mark.parametrize(
+    ("updated", "level_by", "band", "advice"),
+    [
+        ([0, 10, 96, 1], 0.7, 0.01, "  to accept  band=0.95"),
+        ([0, 100, 50, 100], 0.34, 0.0, "  to accept  band=0.5"),
+        ([0, 0, 0, 100], 0.9, 0.5, None),  # 1 is no band
+        ([0, 0, 50, 100], 0.4, 0.5, "  to accept  level_by=0.67"),
+        ([0, 10, 20], 0.3, 1, "  to accept  level_by=0.5"),  # too early for any band
+        ([0, 10, 20], 0, 0.01, None),
+    ],
+)
+def test_what_is_advised_holds(updated, level_by, band, advice):
+    rows = [torch.tensor([1.0] * count + [0.0] * (100 - count)) for count in updated]
+    run = open_trajectory([{UP: row.reshape(10, 10)} for row in rows])
+    bounds = {"level_by": level_by, "band": band}
+    with pytest.raises(AssertionError) as caught:
+        assert_update_dynamics(run, **bounds)
+    last = str(caught.value).splitlines()[-1]
+    assert (last if "to accept" in last else None) == advice
+    if advice is not None:
+        keyword, value = advice.split()[-1].split("=")
+        assert float(value) < 1
+        assert_update_dynamics(run, **bounds | {keyword: float(value)})
+
+
+def test_two_checkpoints_cannot_level_off(run_of):
+    run = run_of(0, 10)
+    with pytest.raises(SelectionError) as caught:
+        assert_update_dynamics(run, level_by=1.0, band=1.0)
+    assert str(caught.value) == (
+        "level_by= needs three checkpoints or more, and the run has two (step-0 -> step-2, "
+        "2 checkpoints): the last one is within any band of itself; put the model that training "
+        "started from first, or leave level_by= out"
+    )
+    assert_update_dynamics(run, max_final=0.1)
+    with pytest.raises(TypeError, match="a Trajectory is needed, got str"):
+        assert_update_dynamics("run", level_by=1.0)
 
 
 def test_a_run_in_which_nothing_moved_fails_whatever_the_bounds(run_of, fails_with):

@@ -72,6 +72,24 @@ def test_too_little_agrees(save, base, full, sub, fails_with):
         assert_subnetwork_recovers(**sources, match_at_least=0.61, atol=0.01, null=None)
 
 
+@pytest.mark.parametrize("null", ["base", None])
+def test_the_worst_are_those_that_had_something_to_recover(base, full, sub, null):
+    for each in (base, full, sub):  # names before and after the others; equal in all three
+        each |= {"a.norm.weight": torch.ones(3), "z.norm.weight": torch.ones(3)}
+    full["b.weight"], sub["b.weight"], base["b.weight"] = (
+        torch.full((2,), value) for value in (1e-3, 0.0, 0.0)
+    )  # in the mask, and agreed upon by the base within the tolerance
+    with pytest.raises(AssertionError) as caught:
+        assert_subnetwork_recovers(full, sub, base=base, match_at_least=0.99, atol=0.01, null=null)
+    lines = str(caught.value).splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("  worst "))
+    last = next(i for i, line in enumerate(lines) if line.startswith("  usually "))
+    shown = {line.removeprefix("  worst ").split()[0]: line for line in lines[first:last]}
+    missed = {UP, NORM} if null == "base" else {UP, NORM, "b.weight"}
+    assert set(shown) == missed
+    assert not any(" 0.00%" in line for line in shown.values())
+
+
 def test_an_untrained_sub_passes_only_the_bare_number(save, base, full):
     untrained = {name: each.clone() for name, each in base.items()}
     bound = {"base": base, "match_at_least": 0.2, "atol": 0.01}
@@ -149,6 +167,54 @@ def test_full_training_that_moved_nothing(save, base, sub, fails_with):
                      dtype resolves; there is no update to train inside
     """):
         assert_subnetwork_recovers(**sources, match_at_least=0, atol=0.01)
+
+
+@pytest.mark.parametrize("null", ["base", None])
+def test_full_training_that_moved_nothing_inside_a_given_mask(save, base, sub, fails_with, null):
+    sources = {"full": save(base, "full"), "sub": save(base, "sub"), "base": save(base, "base")}
+    mask = UpdateMask.of({UP: np.ones((4, 5), bool)})
+    bounds = {"match_at_least": 0.5, "atol": 1e-5, "mask": mask, "null": null}
+    with fails_with("""
+        nothing to recover: full holds the same bits as the base
+          pair       full against sub, both from base   (atol=1e-05, f32, 2/2 tensors, 24 entries)
+          usually    the base was saved again, or each step was smaller than the storage
+                     dtype resolves; there is no update to train inside
+    """):
+        assert_subnetwork_recovers(**sources, **bounds)
+
+
+@pytest.mark.parametrize("null", ["base", None])
+def test_a_full_that_diverged_is_no_model_to_arrive_at(save, base, full, fails_with, null):
+    full[UP].view(-1)[:2] = torch.nan
+    full[NORM][0] = -torch.inf
+    full[NORM][3] = base[NORM][3] = torch.inf  # outside the mask
+    sources = {"full": save(full, "full"), "sub": save(full, "sub"), "base": save(base, "base")}
+    with fails_with("""
+        full has NaN or Inf in 3 of 10 entries of the mask: no values to recover
+          pair       full against sub, both from base   (atol=0.01, f32, 2/2 tensors, 24 entries)
+          mask       the update of full (same bits): 10 / 24 entries
+          inside     70.00% agree with full; of the base, untrained, 20.00%
+          missed     8 by the base, of which sub regains 5 (62.50%)
+          everywhere 83.33% agree; of the base 62.50%
+          not finite 4 of full, of these 3 in the mask; 4 of sub
+          worst      model.layers.0.mlp.up_proj.weight  2 in the mask  (f32[4,5])
+                     model.norm.weight                  1 in the mask  (f32[4])
+          usually    full training that diverged: assert_finite(open_pair(base, full))
+    """):
+        assert_subnetwork_recovers(**sources, match_at_least=0, atol=0.01, null=null)
+    mask = UpdateMask.of({NORM: np.array([False, True, False, False])})
+    bounds = {"match_at_least": 1, "atol": 0.01, "mask": mask, "allow_outside": True}
+    result = assert_subnetwork_recovers(**sources, **bounds)
+    assert (result.nonfinite_full, result.nonfinite_inside, result.nonfinite_sub) == (4, 0, 4)
+    assert result.nonfinite == 8
+
+
+def test_a_sub_that_diverged_agrees_with_nothing(base, full):
+    sub = {name: torch.where(each == 0, each, torch.nan) for name, each in full.items()}
+    with pytest.raises(
+        AssertionError, match=r"(?s)^sub recovers 0.00% .* 0 in the mask; 10 of sub"
+    ):
+        assert_subnetwork_recovers(full, sub, base=base, match_at_least=0.1, atol=0.01)
 
 
 def test_a_mask_without_entries_here_is_an_error(base, full, sub):

@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from pytest_subnet import PairMismatchError, SelectionError, assert_update_rank, update_rank
+from pytest_subnet import (
+    PairMismatchError,
+    SelectionError,
+    assert_update_rank,
+    open_pair,
+    update_rank,
+)
 
 DOWN = "model.layers.0.mlp.down_proj.weight"
 UP = "model.layers.0.mlp.up_proj.weight"
@@ -36,6 +42,46 @@ def exact(pair_of):
 def test_it_holds_and_returns_what_was_measured(exact):
     assert assert_update_rank(exact, at_least=0.625) == update_rank(exact)
     assert assert_update_rank(exact, at_least=1, include=UP).rank == 8
+
+
+@pytest.mark.parametrize("as_dtype", ["float32", "float64"])
+def test_a_cast_to_wider_floats_does_not_switch_the_null_off(noisy, as_dtype):
+    cast = open_pair("base", "tuned", as_dtype=as_dtype)
+    with pytest.raises(AssertionError, match=r"update rank 0\.00% beyond rounding is below"):
+        assert_update_rank(cast, at_least=0.8)
+    stored, wide = update_rank(noisy), update_rank(cast)
+    assert wide.explained_by_rounding
+    assert [each.floor for each in wide.per_tensor] == pytest.approx(
+        [each.floor for each in stored.per_tensor]
+    )
+    assert update_rank(cast, null=None).resolved_rank is None
+    assert update_rank(cast) == wide
+
+
+def test_float32_files_of_rounded_weights_are_noted(noisy, pair_of):
+    base, tuned = (
+        {each.name: side.read(each.name).float() for each in noisy.tensors}
+        for side in (noisy.base, noisy.tuned)
+    )
+    wide = pair_of(base, tuned)
+    result = assert_update_rank(wide, at_least=0.8)
+    assert result.notes == (
+        "2 matrices stored as float32 hold values of bfloat16 alone: rounded before, and no null "
+        'applies; as_dtype="bfloat16" applies it',
+    )
+    with pytest.raises(AssertionError, match="beyond rounding"):
+        assert_update_rank(open_pair("base", "tuned", as_dtype="bfloat16"), at_least=0.8)
+    tuned[UP][0, 0] += 1e-6
+    assert update_rank(pair_of(base, tuned)).notes == (
+        result.notes[0].replace("2 matrices", "1 matrix"),
+    )
+
+
+def test_an_update_kept_in_float32_of_a_base_in_16_bits_is_not_rounded():
+    base = {UP: (random(64, 96) * 0.02).bfloat16()}
+    tuned = {UP: base[UP].float() + 1e-6 * random(64, 96, seed=1)}
+    pair = open_pair(base, tuned, as_dtype="float32")
+    assert assert_update_rank(pair, at_least=1).resolved_rank is None
 
 
 def test_the_bare_number_holds_on_a_16_bit_pair_only_when_the_null_is_off(noisy, fails_with):
@@ -71,6 +117,30 @@ def test_a_rank_that_is_too_low_says_where(exact, fails_with):
     """):
         assert_update_rank(exact, at_least=0.99)
     assert_update_rank(exact, at_least=0.62)
+
+
+def test_experts_that_did_not_train_fail_and_what_was_left_out_is_said(pair_of, fails_with):
+    """Fused experts are most of such a model, whatever its attention did."""
+    base = {"q.weight": torch.zeros(8, 8), "experts": torch.zeros(3, 8, 8)}
+    base["conv"] = torch.zeros(2, 2, 4, 4)
+    tuned = {name: each.clone() for name, each in base.items()}
+    tuned["q.weight"] += torch.eye(8)
+    tuned["experts"][1, 0, 0] = tuned["experts"][1, 1, 1] = 1
+    with fails_with("""
+        update rank 31.25% is below the required 90.00%
+          pair       base -> tuned   (f32, 4/4 matrices, 256 entries)
+          tolerance  singular values above σ1 · max(m, n) · 2^-23
+          note       1 tensor left out (convolutions, no matrices), 64 entries: 20.00% of \
+the selected weights
+          rank       31.25% of min(m, n), stable rank 2.5 (means over the matrices)
+          worst      experts[0]  rank 0 of 8  (f32[8,8])
+                     experts[2]  rank 0 of 8  (f32[8,8])
+                     experts[1]  rank 2 of 8  (f32[8,8])
+                     … 1 more
+          usually    an adapter of low rank (LoRA), or matrices and rows that did not train
+          to accept  at_least=0.31
+    """):
+        assert_update_rank(pair_of(base, tuned), at_least=0.9)
 
 
 def test_without_the_null_the_message_says_so(pair_of, base, tuned):

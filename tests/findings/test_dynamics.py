@@ -1,6 +1,8 @@
 """`update_dynamics`: the three parts of an update, its steps, and the result."""
 
 import json
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from pytest_subnet.findings.dynamics import update_dynamics
 from pytest_subnet.scan import PAPER
 from pytest_subnet.trajectories import open_trajectory
 
+DOCS = Path(__file__).parents[2] / "docs" / "findings"
 UP = "model.layers.0.mlp.up_proj.weight"
 NORM = "model.norm.weight"
 
@@ -185,6 +188,41 @@ def test_a_tensor_that_is_missing_on_the_way_is_never_left_out_silently():
     assert result.coverage.notes == ("1 tensor left out that cannot be compared",)
 
 
+def test_a_run_in_float32_is_compared_with_a_start_in_bfloat16():
+    """What `Trainer(bf16=True)` saves: float32 masters, in front of them the published model."""
+    start = torch.tensor([[1.0, 1.0, 1.0, 1.0]], dtype=torch.bfloat16)
+    masters = [[1.0, 1.001, 1.01, 1.0], [1.001, 1.003, 1.01, 1.0], [1.003, 1.01, 1.0, 1.0]]
+    states = [{UP: start, NORM: start[0]}]
+    states += [{UP: torch.tensor([values]), NORM: torch.ones(4)} for values in masters]
+    with pytest.raises(PairMismatchError, match=r"cast both with as_dtype=\"bfloat16\""):
+        update_dynamics(open_trajectory(states))
+    result = update_dynamics(open_trajectory(states, as_dtype="bfloat16"))
+    assert (result.never, result.cancelled, result.final) == (2 + 4, 1, 1)
+    assert [step.updated for step in result.steps] == [1, 1, 1]
+    assert result.dtype == "bf16"
+    assert result.coverage.notes == ("2 tensors cast to bfloat16",)
+    assert "2 tensors cast to bfloat16" in result.table()
+    again = [states[0], states[0] | {NORM: start[0].clone(), UP: start + 1}, *states[1:]]
+    notes = update_dynamics(open_trajectory(again, as_dtype="bfloat16")).coverage.notes
+    assert notes == ("2 tensors cast to bfloat16",)  # and no word of those that needed none
+    wide = update_dynamics(open_trajectory(states, as_dtype="float32"), include=UP)
+    assert (wide.never, wide.cancelled, wide.final) == (1, 1, 2)
+
+
+def test_what_is_live_is_measured_again():
+    """torch does not tell of a write through numpy: what was counted must not be an old verdict."""
+    model = torch.nn.Linear(4, 3, bias=False)
+    start = {"weight": model.weight.detach().clone()}
+    middle = {"weight": start["weight"] + 1}
+    run = open_trajectory([start, middle, model])
+    assert (update_dynamics(run).cancelled, update_dynamics(run).final) == (12, 0)
+    model.weight.detach().numpy()[0, :] += 1
+    assert (update_dynamics(run).cancelled, update_dynamics(run).final) == (8, 4)
+    middle["weight"].numpy()[2, :] = start["weight"][2].numpy()
+    result = update_dynamics(run)
+    assert (result.never, result.cancelled, result.final) == (4, 4, 4)
+
+
 def test_the_result_reads_well(run, recorded):
     result = update_dynamics(run)
     assert recorded == [result]
@@ -242,3 +280,18 @@ def test_hostile_names_are_escaped():
 def test_what_is_no_trajectory_is_an_error_that_says_what_to_pass():
     with pytest.raises(TypeError, match=r"a Trajectory is needed, got str; make one with open_tr"):
         update_dynamics("run")
+
+
+@pytest.mark.slow
+def test_the_picture_of_the_page_is_what_its_script_measures():
+    drawn = runpy.run_path(str(DOCS / "draw_dynamics.py"))["draw"]()
+    assert drawn == (DOCS / "dynamics.svg").read_text(encoding="utf-8")
+
+
+def test_the_picture_says_what_it_shows():
+    drawn = (DOCS / "dynamics.svg").read_text(encoding="utf-8")
+    assert 'role="img"' in drawn.partition(">")[0]
+    assert drawn.splitlines()[1].startswith(
+        "<title>The parts of an update, checkpoint by checkpoint"
+    )
+    assert drawn.count(">checkpoint</text>") == drawn.count(">share of weights</text>") == 2

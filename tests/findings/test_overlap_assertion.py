@@ -31,17 +31,17 @@ def masks():
 
 
 def test_it_holds_and_returns_what_was_measured(masks):
-    result = assert_mask_overlap(
-        *masks, min_lift=1.3, min_kappa=0.08, min_jaccard=0.15, min_one_sided=0.26, max_jaccard=0.16
-    )
+    result = assert_mask_overlap(*masks, min_lift=1.3, min_kappa=0.08, max_jaccard=0.16)
     assert result == mask_overlap(*masks)
+    bare = {"min_jaccard": 0.15, "min_one_sided": 0.26, "null": None}
+    assert assert_mask_overlap(*masks, **bare) == mask_overlap(*masks, null=None)
 
 
 def test_a_bound_equal_to_the_number_holds(masks):
     result = mask_overlap(*masks)
     assert_mask_overlap(*masks, min_lift=result.lift, min_kappa=result.kappa)
-    assert_mask_overlap(*masks, min_jaccard=result.jaccard, max_jaccard=result.jaccard)
-    assert_mask_overlap(*masks, min_one_sided=result.one_sided)
+    assert_mask_overlap(*masks, min_jaccard=result.jaccard, max_jaccard=result.jaccard, null=None)
+    assert_mask_overlap(*masks, min_one_sided=result.one_sided, null=None)
 
 
 def test_too_small_a_lift_says_beside_what_and_where(masks, fails_with):
@@ -107,11 +107,46 @@ def test_a_share_that_chance_reaches_alone_is_no_evidence(masks, fails_with):
           lifts      matrix 1.333, rowcol 1.333, pooled 1.333
           interval   lift 0 to 3.919 with 95 % confidence (leave one out, 3 matrices)
           usually    runs that moved other parts, or masks of other densities than before
-          to accept  min_jaccard=0.15, or null=None, which asserts the bare number
+          to accept  null=None, which asserts the bare number
     """):  # noqa: E501
         assert_mask_overlap(*masks, min_jaccard=0.1)
-    assert_mask_overlap(*masks, min_jaccard=0.15)
     assert_mask_overlap(*masks, min_jaccard=0.1, null=None)
+
+
+def test_a_share_that_luck_explains_is_no_evidence(masks, fails_with):
+    with fails_with("""
+        overlap Jaccard 15.38%: chance alone gives 11.11%, and z 1.44 is below the 2 that is clear of luck (null "matrix")
+          a          run 1   (60 entries, density 20.00%)
+          b          run 2   (60 entries, density 20.00%)
+          covers     bool, 3/3 tensors, 300 entries
+          overlap    16 in both: 26.67% of a, 26.67% of b, Jaccard 15.38%
+          chance     12.0 expected by matrix   (z 1.436, kappa 0.08333, odds ratio 1.588)
+          lifts      matrix 1.333, rowcol 1.333, pooled 1.333
+          interval   lift 0 to 3.919 with 95 % confidence (leave one out, 3 matrices)
+          usually    runs that moved other parts, or masks of other densities than before
+          to accept  null=None, which asserts the bare number
+    """):  # noqa: E501
+        assert_mask_overlap(*masks, min_jaccard=0.15)
+    with pytest.raises(AssertionError, match=r"z 1\.44 is below the 2 that"):
+        assert_mask_overlap(*masks, min_one_sided=0.26)
+    assert_mask_overlap(*masks, min_jaccard=0.15, null="rowcol")  # which has no z
+
+
+@pytest.mark.parametrize("bound", [{"min_jaccard": 0.334}, {"min_one_sided": 0.501}])
+def test_a_share_is_held_against_two_standard_deviations(bound):
+    def overlap(both):
+        a = run({"w": (10_000, 0, 5000)}, "a")
+        return assert_mask_overlap(
+            a, run({"w": (10_000, 5000 - both, 10_000 - both)}, "b"), **bound
+        )
+
+    with pytest.raises(AssertionError, match=r"z 1\.9\d+ is below the 2 that is clear of luck"):
+        overlap(2549)
+    assert overlap(2551).z > 2
+    (name,) = bound
+    a, b = run({"w": (10_000, 0, 5000)}, "a"), run({"w": (10_000, 2400, 7400)}, "b")
+    with pytest.raises(AssertionError, match=rf"to accept  {name}=0\.\d+, or null=None"):
+        assert_mask_overlap(a, b, **{name: 0.3})
 
 
 def test_what_is_below_chance_is_offered_the_bare_number_alone():
@@ -232,7 +267,9 @@ def test_what_saturated_masks_say(masks):
 def test_full_rows_are_saturated_for_the_null_that_keeps_rows():
     rows = np.zeros((4, 5), bool)
     rows[:2] = True
-    a, b = UpdateMask.of({"w": rows}, what="run 1"), UpdateMask.of({"w": rows}, what="run 2")
+    more = rows.copy()
+    more[2] = True
+    a, b = UpdateMask.of({"w": rows}, what="run 1"), UpdateMask.of({"w": more}, what="run 2")
     assert assert_mask_overlap(a, b, min_kappa=1).kappa == 1
     with pytest.raises(SelectionError) as caught:
         assert_mask_overlap(a, b, min_kappa=0.1, null="rowcol")
@@ -242,6 +279,40 @@ def test_full_rows_are_saturated_for_the_null_that_keeps_rows():
         "  to mend    compare sparser masks, or other tensors; null=None asserts the bare",
         "             min_jaccard and min_one_sided",
     ]
+
+
+@pytest.mark.parametrize(
+    "bound", [{"min_lift": 1.2}, {"min_kappa": 0.1}, {"min_jaccard": 0.5}, {"min_one_sided": 0.5}]
+)
+@pytest.mark.parametrize("null", ["auto", "rowcol", "pooled"])
+def test_the_same_bits_are_no_evidence(bound, null):
+    a, b = run({"w": (100, 0, 20)}, "run 1"), run({"w": (100, 0, 20)}, "run 2")
+    for other in (b, ~~a):
+        assert mask_overlap(a, other, null=null).identical
+        with pytest.raises(PairMismatchError, match=r"\Athe masks are bit for bit the same"):
+            assert_mask_overlap(a, other, null=null, **bound)
+    assert not mask_overlap(a, run({"w": (100, 0, 21)}, "run 2")).identical
+
+
+def test_what_the_same_bits_say():
+    a, b = run({"w": (100, 0, 20)}, "run 1"), run({"w": (100, 0, 20)}, "run 2")
+    with pytest.raises(PairMismatchError) as caught:
+        assert_mask_overlap(a, b, min_lift=1.2)
+    assert str(caught.value).splitlines() == [
+        "the masks are bit for bit the same: their overlap is no evidence",
+        "  a          run 1   (20 entries, density 20.00%)",
+        "  b          run 2   (20 entries, density 20.00%)",
+        "  covers     bool, 1/1 tensor, 100 entries",
+        "  overlap    20 in both: 100.00% of a, 100.00% of b, Jaccard 100.00%",
+        "  chance     4.0 expected by matrix   (z 9.95, kappa 1, odds ratio inf)",
+        "  lifts      matrix 5, rowcol 5, pooled 5",
+        "  usually    a run compared with itself, with a copy, or with its own mask file",
+        "  to mend    compare another run; null=None asserts the bare min_jaccard and",
+        "             min_one_sided",
+    ]
+    assert assert_mask_overlap(a, b, min_jaccard=1, null=None).jaccard == 1
+    with pytest.raises(AssertionError, match=r"Jaccard 100\.00% is above the allowed 50\.00%"):
+        assert_mask_overlap(a, b, max_jaccard=0.5)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from pytest_subnet import (
     open_pair,
     update_mask,
 )
+from pytest_subnet.published import OVERLAPS
 
 DOCS = Path(__file__).parents[2] / "docs" / "findings"
 UP = "model.layers.0.mlp.up_proj.weight"
@@ -197,6 +198,41 @@ class TestBadInput:
             with pytest.raises(PairMismatchError, match="a and b are the same: base -> run1;"):
                 mask_overlap(pair, other)
 
+    def test_a_mask_and_the_file_it_was_saved_to(self, base, run, mask_file):
+        file = mask_file(base, 1)
+        pair, again = open_pair("base", "run1"), open_pair("base", "run1")
+        mask, loaded = update_mask(pair), UpdateMask.load(file)
+        sources = [(loaded, file), (loaded, UpdateMask.load(file)), (pair, file), (mask, file)]
+        for a, b in [*sources, (file, pair), (mask, ~~mask), (mask, update_mask(again))]:
+            with pytest.raises(PairMismatchError, match="the same"):
+                assert_mask_overlap(a, b, min_lift=1.2, null="matrix")
+        with pytest.raises(PairMismatchError, match="bit for bit the same"):
+            assert_mask_overlap(pair, file, min_lift=1.2, include="*mlp*", null="matrix")
+        with pytest.raises(PairMismatchError, match="a and b are the same: base -> run1"):
+            mask_overlap(loaded, file)
+
+    def test_nan_and_inf_are_said_where_a_pair_knows_of_them(self, base, run, save, mask_file):
+        broken = trained(base, 1)
+        broken[UP][0, :3] = torch.tensor([float("nan"), float("inf"), float("-inf")])
+        pair, other = open_pair(save(base, "base"), save(broken, "run1")), run(base, 2)
+        for result, nonfinite in (
+            (mask_overlap(pair, other), (3, 0, 3)),
+            (mask_overlap(other, pair, include="*down_proj*"), (0, 0, 0)),
+            (mask_overlap(mask_file(base, 3), pair), (None, 3, 3)),
+            (mask_overlap(update_mask(pair), update_mask(other)), (None, None, None)),
+        ):
+            assert (result.nonfinite_a, result.nonfinite_b, result.nonfinite) == nonfinite
+            assert result.to_dict()["nonfinite"] == nonfinite[2]
+        with pytest.raises(AssertionError) as caught:
+            assert_mask_overlap(pair, other, min_lift=9)
+        assert (
+            "  not finite 3 in a: NaN and Inf, updated wherever their bits changed"
+            in str(caught.value).splitlines()
+        )
+        with pytest.raises(AssertionError) as caught:
+            assert_mask_overlap(other, run(base, 4), min_lift=9)
+        assert "not finite" not in str(caught.value)
+
     def test_a_run_that_saved_its_base_again(self, base, run, save):
         pair = run(base, 1)
         with pytest.raises(SelectionError) as caught:
@@ -275,13 +311,15 @@ class TestPicture:
 
     script = runpy.run_path(str(DOCS / "draw_overlap.py"))
 
-    @pytest.mark.parametrize("setting", script["TABLE_4"], ids=lambda setting: setting.name)
-    def test_random_updates_overlap_as_strongly_and_not_beyond_rounding(self, setting):
-        found, lift = self.script["measured"](setting)
-        assert found == pytest.approx(setting.published, abs=6.5)
-        assert all(
-            o > 1.6 * by_chance for o, by_chance in zip(found, setting.baseline, strict=True)
-        )
+    @pytest.mark.parametrize(
+        ("row", "scales"), list(zip(OVERLAPS, script["SCALES"], strict=True)), ids=script["NAMES"]
+    )
+    def test_random_updates_overlap_as_strongly_and_not_beyond_rounding(self, row, scales):
+        found, lift = self.script["measured"](scales)
+        published = 100 * row.one_sided_a, 100 * row.one_sided_b
+        by_chance = 100 * row.random_a, 100 * row.random_b
+        assert found == pytest.approx(published, abs=6.5)
+        assert all(o > 1.6 * chance for o, chance in zip(found, by_chance, strict=True))
         assert lift == pytest.approx(1, abs=0.005)
 
     def test_it_shows_what_its_script_measures(self):

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from pytest_subnet import UpdateMask
+from pytest_subnet import PairMismatchError, UpdateMask, open_pair, update_mask
 from pytest_subnet.findings.overlap import mask_overlap
 from pytest_subnet.masks.bits import MemoryBits, pack
 from pytest_subnet.masks.update_mask import MaskTensor, Origin, Strata
+from pytest_subnet.scan.found import stratum_of
 
 SIDE = 2048
 
@@ -121,3 +122,80 @@ def test_float16_has_the_same_strata(normal):
     assert result.null == "exponent"
     assert result.lifts["matrix"] > 1.2
     assert result.lift == pytest.approx(1, abs=0.01)
+
+
+# Pairs of 16-bit checkpoints that are compared as wider floats
+
+
+def pairs_of(dtype, as_dtype, shape=(256, 256)):
+    """Two unrelated updates of one base."""
+    base = {"w": (torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.02).to(dtype)}
+    scale = 3e-5 if dtype == torch.bfloat16 else 4e-6
+    return [
+        open_pair(base, {"w": updated(base["w"], scale, seed)}, as_dtype=as_dtype)
+        for seed in (1, 2)
+    ]
+
+
+@pytest.mark.parametrize("as_dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_cast_to_wider_floats_does_not_switch_the_null_off(dtype, as_dtype):
+    stored = mask_overlap(*pairs_of(dtype, None))
+    cast = mask_overlap(*pairs_of(dtype, as_dtype))
+    assert cast.null == stored.null == "exponent"
+    assert cast.lift == stored.lift == pytest.approx(1, abs=0.05)
+    assert cast.lifts["matrix"] > 1.2
+    assert cast.dtype == stored.dtype
+    (one, _), (other, _) = pairs_of(dtype, None), pairs_of(dtype, as_dtype)
+    for mine, theirs in zip(
+        update_mask(one).strata("w"), update_mask(other).strata("w"), strict=True
+    ):
+        assert mine.tolist() == theirs.tolist()
+
+
+def test_strata_of_a_cast_pair_travel_with_its_mask_and_are_those_of_each_tensor(tmp_path):
+    base = {
+        f"{name}.weight": (torch.randn(shape, generator=torch.Generator().manual_seed(3)) * 0.02)
+        for name, shape in (("a", (7, 9)), ("b", (3, 100)), ("c", (5,)))
+    }
+    base = {name: each.bfloat16() for name, each in base.items()}
+    pair = open_pair(base, {n: updated(w, 3e-4, 1) for n, w in base.items()}, as_dtype="float32")
+    mask = update_mask(pair)
+    mask.save(tmp_path / "mask.safetensors")
+    loaded = UpdateMask.load(tmp_path / "mask.safetensors")
+    assert {each.dtype for each in loaded.tensors} == {"bfloat16"}
+    for name, weight in base.items():
+        words = weight.view(torch.int16).numpy().view(np.uint16).ravel()
+        stratum = stratum_of(words, 512)
+        expected = (
+            np.bincount(stratum, minlength=512),
+            np.bincount(stratum[mask[name].ravel()], minlength=512),
+        )
+        for made, read, by_hand in zip(
+            mask.strata(name), loaded.strata(name), expected, strict=True
+        ):
+            assert made.tolist() == read.tolist() == by_hand.tolist()
+
+
+def test_where_the_base_was_not_stored_in_16_bits_the_weaker_null_has_to_be_named():
+    base = {"w": torch.randn(64, 64, generator=torch.Generator().manual_seed(0)) * 0.02}
+    pairs = [
+        open_pair(base, {"w": updated(base["w"], 1e-3, seed).bfloat16()}, as_dtype="float32")
+        for seed in (1, 2)
+    ]
+    masks = [update_mask(pair, atol=1e-3) for pair in pairs]
+    assert masks[0].strata("w") is None
+    with pytest.raises(PairMismatchError, match=r'null="exponent" cannot be had .*null="matrix"'):
+        mask_overlap(*masks)
+    assert mask_overlap(*masks, null="matrix").null == "matrix"
+
+
+def test_an_update_kept_in_float32_of_a_base_in_16_bits_is_not_rounded():
+    base = {"w": torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).bfloat16()}
+    pairs = [
+        open_pair(base, {"w": updated(base["w"].float(), 1e-3, seed)}, as_dtype="float32")
+        for seed in (1, 2)
+    ]
+    masks = [update_mask(pair, atol=1e-3) for pair in pairs]
+    assert {each.dtype for each in masks[0].tensors} == {"float32"}
+    assert mask_overlap(*masks).null == "matrix"

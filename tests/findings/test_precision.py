@@ -1,5 +1,6 @@
 """The precision gate on pairs, and `visible_share`."""
 
+import math
 import runpy
 from pathlib import Path
 
@@ -145,17 +146,119 @@ def test_files_and_memory_are_sampled_alike(tmp_path):
     assert on_disk.expected_sparsity == in_memory.expected_sparsity
 
 
-def test_a_large_model_is_sampled_from_every_64th_block(monkeypatch):
-    """Blocks that are not looked at may hold anything."""
+def uneven(shape, where, factor, step, scale=0.2):
+    """Noise of one size on weights whose scale varies with the place."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(shape, generator=generator) * scale
+    where(weight).mul_(factor)
+    weight = weight.bfloat16()
+    tuned = (weight.float() + step * torch.randn(shape, generator=generator)).bfloat16()
+    return {"w.weight": weight}, {"w.weight": tuned}
+
+
+UNEVEN = {
+    "columns": ((64, 16384), lambda w: w[:, :2048], 0.01, 1e-4),
+    "half the columns": ((512, 4096), lambda w: w[:, :2048], 2, 3e-5, 0.02),
+    "rows": ((4096, 1024), lambda w: w.view(-1, 16, 1024)[:, :2], 0.1, 1e-4),
+}
+
+
+SAMPLED = {"columns": 0.02, "half the columns": 0.02, "rows": 0.10}
+"""The error of a share that the page admits, for columns and for rows that repeat."""
+
+
+@pytest.mark.parametrize("case", UNEVEN)
+def test_weights_of_other_scales_by_row_or_column_are_all_looked_at(case):
+    base, tuned = uneven(*UNEVEN[case])
+    result = update_sparsity(open_pair(base, tuned))
+    assert 1 - result.expected_sparsity == pytest.approx(result.density, rel=0.02)
+    words = base["w.weight"].view(torch.int16).numpy().view(np.uint16).ravel()
+    shown = visible_share(base, 1e-4)
+    assert shown == pytest.approx(visible_of(words, 1e-4), abs=1e-12)
+
+
+def visible_of(words, step):
+    """The share of weights and directions in which a step shows, entry by entry."""
+    values = torch.from_numpy(words.view(np.int16)).view(torch.bfloat16).float()
+    shown = [(values + sign * step).bfloat16().float() != values for sign in (1, -1)]
+    return torch.stack(shown).double().mean().item()
+
+
+@pytest.mark.parametrize("case", UNEVEN)
+def test_what_a_large_model_is_sampled_for_misses_no_columns_and_no_rows(case, monkeypatch):
+    base, tuned = uneven(*UNEVEN[case])
+    exact = visible_share(base, 1e-4)
     monkeypatch.setattr(precision, "_SMALL", 1)
-    weight = torch.ones(512, 16384, dtype=torch.bfloat16)
-    weight.view(-1, 64, 16384)[:, 1:] = 64.0
-    tuned = weight.clone()
-    tuned += 2.0**-7
-    pair = open_pair({"w.weight": weight}, {"w.weight": tuned})
-    counts = precision._gaps(pair, [0])[0]
-    assert np.count_nonzero(counts) == 2  # those of 1.0, above and below
-    assert counts.sum() == 2 * 2048 * 8
+    result = update_sparsity(open_pair(base, tuned))
+    assert 1 - result.expected_sparsity == pytest.approx(result.density, abs=SAMPLED[case])
+    assert visible_share(base, 1e-4) == pytest.approx(exact, abs=SAMPLED[case])
+
+
+def entries_read(name, shape):
+    """Row and column of each entry of the pages."""
+    runs = precision._runs(name, shape, math.prod(shape), least=64)
+    assert {count for _, count in runs} == {2048}
+    at = (np.array([start for start, _ in runs])[:, None] + np.arange(2048)).ravel()
+    assert at.max() < math.prod(shape)
+    return np.divmod(at, shape[-1])
+
+
+@pytest.mark.parametrize("name", ["q_proj.weight", "down_proj.weight"])
+@pytest.mark.parametrize("width", [896, 2048, 4096, 11008, 14336, 16384])
+def test_pages_fall_on_all_columns_and_on_all_rows(width, name):
+    """As the page says: a block of columns or of rows to 2 points, scattered rows to 10."""
+    rows, columns = entries_read(name, (4096, width))
+    for eighth in range(8):
+        assert np.mean(columns * 8 // width == eighth) == pytest.approx(1 / 8, abs=0.02)
+        assert np.mean(rows * 8 // 4096 == eighth) == pytest.approx(1 / 8, abs=0.02)
+        assert np.mean(rows % 8 == eighth) == pytest.approx(1 / 8, abs=0.10)
+
+
+@pytest.mark.parametrize("shape", [(1 << 20,), (2, 1 << 20), (8, 512, 2048), (1 << 20, 2)])
+def test_pages_of_tensors_of_other_shapes_fall_everywhere(shape):
+    rows, columns = entries_read("w", shape)
+    at = rows * shape[-1] + columns
+    found = np.bincount(at * 2 // math.prod(shape), minlength=2) / at.size
+    assert found == pytest.approx([0.5, 0.5], abs=0.15)
+
+
+def test_one_page_in_512_is_read_of_a_large_tensor_and_64_of_a_smaller_one():
+    shape = 32768, 4096  # 128 * 512 pages
+    runs = precision._runs("w", shape, 1 << 27, least=64)
+    assert len(runs) == 128
+    assert runs == precision._runs("w", shape, 1 << 27, least=64)
+    assert runs != precision._runs("v", shape, 1 << 27, least=64)
+    assert len(precision._runs("w", (1000, 2048), 1000 * 2048, least=64)) == 64
+
+
+def test_models_of_many_tensors_share_what_is_read():
+    assert precision._least_pages([1 << 23]) is None
+    assert precision._least_pages([1 << 24]) == 64
+    assert precision._least_pages([1 << 20] * 512) == 32
+    assert precision._least_pages([1 << 20] * 20_000) == 4
+
+
+@pytest.mark.parametrize("numel", [0, 1, 2047, 2049, 64 * 2048, 1 << 20, (1 << 21) + 5])
+def test_all_of_a_small_model_is_read_and_of_a_tensor_of_few_pages(numel):
+    for least in (None, 64):
+        if least is None or numel <= 64 * 2048:
+            runs = precision._runs("w", (numel,), numel, least=least)
+            assert [start for start, _ in runs] == list(range(0, numel, 1 << 20))
+            assert sum(count for _, count in runs) == numel
+
+
+@pytest.mark.parametrize("as_dtype", ["float32", "float64"])
+def test_a_pair_of_16_bits_is_judged_by_its_storage_and_not_by_the_cast(as_dtype):
+    base, tuned = unstructured(torch.bfloat16, 1e-5, shape=(256, 256))
+    stored = update_sparsity(open_pair(base, tuned))
+    cast = update_sparsity(open_pair(base, tuned, as_dtype=as_dtype))
+    assert cast.expected_sparsity == pytest.approx(stored.expected_sparsity, rel=1e-6)
+
+
+def test_a_tuned_checkpoint_in_float32_compared_as_such_is_not_rounded():
+    base, tuned = unstructured(torch.bfloat16, 1e-5, shape=(64, 64))
+    tuned = {name: each.float() for name, each in tuned.items()}
+    assert update_sparsity(open_pair(base, tuned, as_dtype="float32")).expected_sparsity is None
 
 
 @pytest.mark.parametrize("master", ["bfloat16", "float32"])

@@ -19,7 +19,6 @@ from pytest_subnet import (
     update_rank,
 )
 from pytest_subnet.findings import spectra, update_matrices
-from pytest_subnet.findings.rounding import square_gaps
 
 DOWN = "model.layers.0.mlp.down_proj.weight"
 UP = "model.layers.0.mlp.up_proj.weight"
@@ -134,15 +133,68 @@ def test_the_floor_is_made_of_the_gaps_above_the_larger_side(dtype):
     larger = torch.maximum(base.abs(), tuned.abs())
     next_up = (larger.view(torch.int16) + 1).view(dtype)
     gaps = next_up.double() - larger.double()
-    assert square_gaps(base, tuned) == pytest.approx(float(gaps.square().sum()), rel=1e-12)
+    assert torch.equal(update_matrices._gaps(base, tuned), gaps)
     row = only(open_pair({"w.weight": base}, {"w.weight": tuned}))
-    expected = (40**0.5 + 50**0.5) * math.sqrt(float(gaps.square().mean()) / 12)
+    by_row, by_column = (float(gaps.square().sum(dim=dim).max()) for dim in (1, 0))
+    expected = (by_row**0.5 + by_column**0.5) / 12**0.5
     assert row.floor == pytest.approx(expected, rel=1e-12)
 
 
 def test_the_gap_of_subnormals_is_that_of_the_smallest_normal():
     tiny = torch.tensor([[0.0, 1.0], [5.0, 100.0]]) * 2.0**-133
-    assert square_gaps(tiny.bfloat16(), tiny.bfloat16()) == 4 * 2.0**-266
+    gaps = update_matrices._gaps(tiny.bfloat16(), tiny.bfloat16())
+    assert gaps.tolist() == [[2.0**-133] * 2] * 2
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_of_even_gaps_the_floor_is_that_of_noise_of_one_size(dtype):
+    base = torch.full((40, 50), 0.75).to(dtype)
+    row = only(open_pair({"w.weight": base}, {"w.weight": base * -1}))
+    gap = 2.0**-8 if dtype == torch.bfloat16 else 2.0**-11
+    assert row.floor == pytest.approx((40**0.5 + 50**0.5) * gap / 12**0.5, rel=1e-12)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_rows_of_other_sizes_do_not_hide_their_rounding(transposed):
+    """Of rank 1, its entries in proportion to weights of which some rows are 1,000 times larger."""
+    scale = torch.ones(400, 1)
+    scale[:20] = 1000
+    base = (random(400, 400) * 0.02 * scale).bfloat16()
+    tuned = (base.float() + low_rank(1, (400, 400)) * 1e-3 * scale).bfloat16()
+    if transposed:
+        base, tuned = base.T.contiguous(), tuned.T.contiguous()
+    row = only(open_pair({"w.weight": base}, {"w.weight": tuned}))
+    assert (row.rank, row.resolved_rank) == (20, 1)
+
+
+def test_the_floor_is_never_below_the_noise_that_storing_makes():
+    """With gaps of any size in any place; twice the floor is what must not be exceeded."""
+    for seed in range(4):
+        sizes = torch.exp2(random(90, 1, seed=seed) * 3) * torch.exp2(random(1, 60, seed=9) * 3)
+        exact = random(90, 60, seed=seed + 20).double() * sizes
+        stored = exact.bfloat16()
+        row = only(open_pair({"w.weight": stored}, {"w.weight": stored * -1}))
+        noise = float(torch.linalg.matrix_norm(stored.double() - exact, 2))
+        assert 0.3 * row.floor < noise < 1.1 * row.floor
+
+
+@pytest.mark.parametrize(("stored", "compared"), [(0, "float16"), (1, "bfloat16")])
+def test_a_cast_to_another_16_bit_dtype_keeps_the_wider_of_both_gaps(stored, compared):
+    size = 0.02 if stored == 0 else 1e-3  # float16 is the coarser one of tiny weights
+    scale = 1e-5 if stored == 0 else 1e-7
+    base = {"w.weight": (random(64, 64) * size).to(DTYPES[stored])}
+    tuned = {"w.weight": (base["w.weight"].float() + random(64, 64, seed=3) * scale)}
+    tuned = {"w.weight": tuned["w.weight"].to(DTYPES[stored])}
+    as_stored = only(open_pair(base, tuned))
+    cast = only(open_pair(base, tuned, as_dtype=compared))
+    assert cast.dtype == compared
+    assert cast.floor >= as_stored.floor
+    assert (as_stored.resolved_rank, cast.resolved_rank) == (0, 0)
+    sides = base["w.weight"], tuned["w.weight"]
+    gaps = [update_matrices._gaps(*(side.to(dtype) for side in sides)) for dtype in DTYPES]
+    squares = torch.maximum(*gaps).square()
+    by_row, by_column = (float(squares.sum(dim=dim).max()) for dim in (1, 0))
+    assert cast.floor == pytest.approx((by_row**0.5 + by_column**0.5) / 12**0.5, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -218,6 +270,7 @@ def test_blocks_of_rows_make_the_whole(dtype, monkeypatch):
     pair = moved(random(50, 30) * 1e-3, dtype)
     whole = only(pair)
     monkeypatch.setattr(update_matrices, "_ENTRIES", 100)
+    monkeypatch.setattr(update_matrices, "_WIDE", 70)
     assert only(pair)._replace(floor=0) == whole._replace(floor=0)
     assert only(pair).floor == pytest.approx(whole.floor)
 
@@ -291,14 +344,67 @@ def test_a_device_that_is_not_there_is_an_error():
 # Selection
 
 
-def test_tensors_of_other_dimensions_are_left_out_and_stacks_are_noted():
-    base = {"w.weight": torch.zeros(4, 4), "experts": torch.zeros(2, 4, 4), "norm": torch.zeros(4)}
+def test_tensors_that_are_no_matrices_are_left_out_and_counted():
+    shapes = {"w.weight": (4, 4), "conv2d": (8, 4, 3, 3), "conv1d": (8, 1, 3), "norm": (4,)}
+    base = {name: torch.zeros(shape) for name, shape in shapes.items()}
     tuned = {name: each + 1 for name, each in base.items()}
     result = update_rank(open_pair(base, tuned))
     assert [each.name for each in result.per_tensor] == ["w.weight"]
-    assert result.notes == ("1 tensor of more than two dimensions left out",)
-    with pytest.raises(SelectionError, match="none of 2 selected tensors is a weight of two dim"):
+    assert result.matrices_total == 1
+    assert result.notes == (
+        "2 tensors left out (convolutions, no matrices), 312 entries: 93.98% of the "
+        "selected weights",
+    )
+    assert update_rank(open_pair(base, tuned), exclude="conv*").notes == ()
+    with pytest.raises(SelectionError, match="none of 3 selected tensors is a weight of two dim"):
         update_rank(open_pair(base, tuned), exclude="w.weight")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "matrices"),
+    [
+        ("moe.input_linear.weight", (4, 8, 4), 4),
+        ("moe.input_linear.weight", (5, 8, 4), 0),
+        ("mlp.experts.gate_up_proj", (9, 8, 4), 9),
+        ("mixer.conv1d.weight", (16, 1, 4), 0),
+        ("experts", (4, 2, 3, 3), 0),
+    ],
+)
+def test_what_is_a_stack(name, shape, matrices):
+    base = {"w.weight": torch.zeros(4, 4), name: torch.zeros(shape)}
+    result = update_rank(open_pair(base, {key: each + 1 for key, each in base.items()}))
+    assert (len(result.per_tensor), result.matrices_total) == (1 + matrices, 1 + matrices)
+    assert bool(result.notes) == (not matrices)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_every_matrix_of_a_stack_is_ranked_by_itself(pair_of, dtype):
+    name = "model.layers.3.mlp.experts.down_proj"
+    shapes = [(5, 12, 9), (12, 9)]
+    base = {key: random(*shape) for key, shape in zip((name, "w.weight"), shapes, strict=True)}
+    base = {key: each.to(dtype) for key, each in base.items()}
+    tuned = {key: each.clone() for key, each in base.items()}
+    for index in range(5):
+        tuned[name][index] += (low_rank(index, (12, 9)) if index else torch.zeros(12, 9)).to(dtype)
+    pair = pair_of(base, tuned)
+    reads = []
+    read = pair.tuned.read
+    pair.tuned.read = lambda each, rows=None: reads.append((each, rows)) or read(each, rows)
+    result = update_rank(pair, effective=True)
+    rows = {each.name: each for each in result.per_tensor}
+    assert list(rows) == [*(f"{name}[{index}]" for index in range(5)), "w.weight"]
+    assert [at for each, at in reads if each == name] == [slice(i, i + 1) for i in range(5)]
+    for index in range(5):
+        alone = update_rank(
+            open_pair({name: base[name][index]}, {name: tuned[name][index]}), effective=True
+        )
+        assert rows[f"{name}[{index}]"] == alone.per_tensor[0]._replace(name=f"{name}[{index}]")
+    if dtype == torch.float32:
+        assert [rows[f"{name}[{index}]"].rank for index in range(5)] == [0, 1, 2, 3, 4]
+    assert (result.matrices_total, result.notes, result.numel) == (6, (), 6 * 108)
+    assert update_rank(pair, include="*experts*", effective=True).max_rank == 45
+    assert len(reads) == 6
+    assert (rows[f"{name}[2]"].layer, rows[f"{name}[2]"].shape) == (3, (12, 9))
 
 
 def test_buffers_and_integers_have_no_rank():
@@ -336,6 +442,26 @@ def test_changes_beyond_float32_are_refused():
     side = torch.full((2, 2), 3e38)
     with pytest.raises(SelectionError, match="changes beyond float32"):
         update_rank(open_pair({"w.weight": side}, {"w.weight": -side}))
+
+
+def test_changes_beyond_float64_are_refused_by_that_name():
+    side = torch.full((2, 2), 1.7e308, dtype=torch.float64)
+    with pytest.raises(SelectionError, match="holds NaN, Inf or changes beyond float64 in"):
+        update_rank(open_pair({"w.weight": side}, {"w.weight": -side}))
+
+
+@pytest.mark.parametrize("through_gram", [False, True])
+@pytest.mark.parametrize("size", [1e-300, 1e-160, 1e-20, 1.0, 1e160, 1e200, 1e300])
+def test_float64_updates_of_any_size_are_ranked(size, through_gram, monkeypatch):
+    monkeypatch.setattr(spectra, "_SMALL", 0 if through_gram else 256)
+    update = low_rank(5, (40, 30)).double()
+    base = torch.zeros(40, 30, dtype=torch.float64)
+    row = only(open_pair({"w.weight": base}, {"w.weight": update * size}), effective=True)
+    unit = only(open_pair({"w.weight": base}, {"w.weight": update}), effective=True)
+    assert row.rank == 5
+    assert row.largest == pytest.approx(unit.largest * size)
+    assert row.stable_rank == pytest.approx(unit.stable_rank)
+    assert row.effective_rank == pytest.approx(unit.effective_rank, rel=1e-4)
 
 
 @pytest.mark.parametrize(

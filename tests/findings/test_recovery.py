@@ -1,6 +1,8 @@
 """`subnetwork_recovery`: θ_sub against θ_full, inside the mask and apart from the rest."""
 
 import json
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from pytest_subnet import (
     update_mask,
 )
 
+DOCS = Path(__file__).parents[2] / "docs" / "findings"
 UP = "model.layers.0.mlp.up_proj.weight"
 NORM = "model.norm.weight"
 
@@ -168,6 +171,49 @@ def test_as_dtype():
     assert result.matching == brute_force(base, full, sub, 1e-5)["matching"]
 
 
+def test_what_does_not_align_is_named_by_its_role_and_mended_here():
+    base, full, sub = three(dtype=torch.bfloat16)
+    wide = {name: each.float() for name, each in sub.items()}
+    with pytest.raises(PairMismatchError) as caught:
+        subnetwork_recovery(full, wide, base=base, atol=1e-5)
+    assert str(caught.value).splitlines() == [
+        "tensors of full and sub do not pair: 2 retyped",
+        "  pair       dict of tensors -> dict of tensors",
+        f"  retyped    {UP}  bfloat16 -> float32",
+        f"  retyped    {NORM}  bfloat16 -> float32",
+        '  to mend    compare all three in one dtype with as_dtype="bfloat16"; leave tensors out '
+        "with exclude=",
+    ]
+    assert [each.kind for each in caught.value.problems] == ["retyped", "retyped"]
+    with pytest.raises(PairMismatchError, match="tensors of base and full do not pair: 2 retyped"):
+        subnetwork_recovery(wide, sub, base=base, atol=1e-5)
+    nasty = {f"evil\x1b[31m{number}": torch.ones(1) for number in range(5)}
+    with pytest.raises(PairMismatchError) as caught:
+        subnetwork_recovery({**full, **nasty}, sub, base=base, atol=1e-5)
+    text = str(caught.value)
+    assert text.startswith("tensors of base and full do not pair: 5 only tuned")
+    assert "\x1b" not in text
+    assert "  … 2 more" in text
+    assert "as_dtype" not in text
+
+
+@pytest.mark.parametrize(
+    ("same", "text"),
+    [
+        ({"full": "tuned", "sub": "tuned"}, "full and sub are the same: tuned; base, full and sub"),
+        ({"full": "tuned", "sub": "base"}, "base and sub are the same: base; base, full and sub"),
+        ({"full": "base", "sub": "tuned"}, "base and full are the same: base; base, full and sub"),
+    ],
+)
+def test_a_checkpoint_given_twice_is_named_by_its_roles(save, same, text):
+    base, full, _ = three()
+    paths = {"base": save(base, "base"), "tuned": save(full, "tuned")}
+    with pytest.raises(PairMismatchError) as caught:
+        subnetwork_recovery(paths[same["full"]], paths[same["sub"]], base=paths["base"], atol=1e-5)
+    assert str(caught.value).startswith(text)
+    assert caught.value.__suppress_context__
+
+
 def test_scores_are_asked_of_what_was_given():
     base, full, sub = three()
     asked = []
@@ -227,6 +273,97 @@ def test_training_inside_the_final_mask_arrives_at_the_same_values():
     assert 0 < result.inside < result.numel
 
 
+@settings(deadline=None, max_examples=20)
+@given(
+    st.integers(0, 2**31),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    st.sampled_from([0.0, 0.01, 1.0]),
+    st.booleans(),
+)
+def test_nothing_agrees_with_nan_and_inf_of_full(seed, dtype, atol, given_mask):
+    base, full, sub = three(seed, dtype)
+    draw = np.random.default_rng(seed)
+    mask = None
+    if given_mask:
+        mask = UpdateMask.of({name: draw.random(each.shape) < 0.6 for name, each in base.items()})
+    for each in (full, sub, base):  # some at the same places, with the same bits
+        places = torch.from_numpy(draw.random((9, 7)) < 0.3)
+        each[UP] = each[UP].where(
+            ~places, torch.tensor([torch.nan, torch.inf, -torch.inf] * 2 + [1])
+        )
+        each[UP] = each[UP].to(dtype)
+    result = subnetwork_recovery(full, sub, base=base, atol=atol, mask=mask)
+    moved = {name: words(base[name]) != words(full[name]) for name in base}
+    inside = {n: moved[n] if mask is None else torch.from_numpy(mask[n]) for n in base}
+    matching = missed = regained = nonfinite = 0
+    for name, each in full.items():
+        agrees = ((sub[name].double() - each.double()).abs() <= atol) & each.isfinite()
+        base_agrees = ((base[name].double() - each.double()).abs() <= atol) & each.isfinite()
+        nonfinite += int((~each.isfinite() & inside[name]).sum())
+        matching += int((agrees & inside[name]).sum())
+        missed += int((~base_agrees & inside[name]).sum())
+        regained += int((~base_agrees & inside[name] & agrees).sum())
+    assert (result.matching, result.missed, result.regained) == (matching, missed, regained)
+    assert result.nonfinite_inside == nonfinite
+    assert result.nonfinite_full == int((~full[UP].isfinite()).sum())
+    assert result.nonfinite_sub == int((~sub[UP].isfinite()).sum())
+    assert result.full_moved == sum(int(each.sum()) for each in moved.values())
+    assert result.to_dict()["nonfinite_sub"] == result.nonfinite_sub
+
+
+def words(tensor):
+    return tensor.view(torch.int32 if tensor.dtype == torch.float32 else torch.int16)
+
+
+def test_nan_beyond_the_first_run_of_words():
+    count = 2**23 + 64 * 3 + 5  # a run is 1 MB of bits
+    base = {"w": torch.zeros(count, dtype=torch.bfloat16)}
+    full, sub = {"w": base["w"].clone()}, {"w": base["w"].clone()}
+    for each in (full, sub):
+        each["w"][[1, 2**23 + 1, count - 1]] = torch.nan
+        each["w"][[2, 2**23 + 2]] = 1.0
+    result = subnetwork_recovery(full, sub, base=base, atol=0.0)
+    assert (result.inside, result.matching, result.nonfinite_inside) == (5, 2, 3)
+
+
+def test_a_cast_may_overflow():
+    base = {"w": torch.zeros(4)}
+    full, sub = {"w": torch.tensor([1e30, 1.0, 0, 0])}, {"w": torch.tensor([1e30, 1.0, 0, 0.0])}
+    result = subnetwork_recovery(full, sub, base=base, atol=0.0, as_dtype="float16")
+    assert (result.nonfinite_full, result.nonfinite_inside, result.nonfinite_sub) == (1, 1, 1)
+    assert result.recovered == 0.5
+
+
+def tied(weight):
+    model = torch.nn.ModuleDict({"embed": torch.nn.Embedding(6, 4), "norm": torch.nn.LayerNorm(4)})
+    model["head"] = torch.nn.Linear(4, 6, bias=False)
+    model["embed"].weight = model["head"].weight = torch.nn.Parameter(weight.clone())
+    return model
+
+
+@pytest.mark.parametrize(
+    "names", [["embed.weight"], ["head.weight"], ["embed.weight", "head.weight"]]
+)
+def test_a_tied_tensor_is_known_by_any_of_its_names(names):
+    base, full, sub = (tied(torch.full((6, 4), value)) for value in (0.0, 1.0, 1.0))
+    entries = np.arange(24).reshape(6, 4) % 3 == 0
+    mask = UpdateMask.of(dict.fromkeys(names, entries))
+    result = subnetwork_recovery(full, sub, base=base, atol=1e-5, mask=mask)
+    assert (result.inside, result.regained, result.outside_moved) == (8, 8, 16)
+    other = UpdateMask.of({"embed.weight": entries, "head.weight": ~entries})
+    with pytest.raises(PairMismatchError) as caught:
+        subnetwork_recovery(full, sub, base=base, atol=1e-5, mask=other)
+    assert str(caught.value) == (
+        "embed.weight and head.weight are one tensor in the base, and the mask of given holds "
+        "other entries of each; leave one of them out of the mask"
+    )
+    wrong = UpdateMask.of({"head.weight": entries[:2]})
+    with pytest.raises(
+        PairMismatchError, match=r"shape \[2, 4\] for head.weight, the base \[6, 4\]"
+    ):
+        subnetwork_recovery(full, sub, base=base, atol=1e-5, mask=wrong)
+
+
 def test_what_cannot_be_measured():
     base, full, sub = three()
     measure = subnetwork_recovery
@@ -260,3 +397,18 @@ def test_what_cannot_be_measured():
     for wrong in (-1, float("nan")):
         with pytest.raises(ValueError, match="is not a finite number of at least 0"):
             measure(full, sub, base=base, atol=wrong)
+
+
+@pytest.mark.slow
+def test_the_picture_and_the_table_of_the_page_are_what_their_script_measures():
+    threads = torch.get_num_threads()
+    try:
+        script = runpy.run_path(str(DOCS / "draw_recovery.py"))
+        results = script["measured"]()
+    finally:
+        torch.set_num_threads(threads)
+    assert script["draw"](results) == (DOCS / "recovery.svg").read_text(encoding="utf-8")
+    page = (DOCS / "recovery.md").read_text(encoding="utf-8")
+    printed = [line for line in page.splitlines() if "| 1e-" in line]
+    assert len(printed) == 9
+    assert set(printed) <= set(script["rows"](results))

@@ -13,13 +13,13 @@ from pytest_subnet.findings.rounding import (
     GAPS,
     LOWEST_GAP,
     densities,
+    population,
     sides,
     solve_step_sizes,
     stored_energy,
-    strata,
-    strata_count,
     visible,
 )
+from pytest_subnet.scan.found import STRATA, stratum_of
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 SCALES = [1e-6, 1e-5, 1e-4, 1e-3]
@@ -28,7 +28,7 @@ SCALES = [1e-6, 1e-5, 1e-4, 1e-3]
 def gaps_of(weight):
     name = str(weight.dtype).removeprefix("torch.")
     words = weight.view(torch.int16).numpy().view(np.uint16).ravel()
-    return sides(np.bincount(strata(words, name), minlength=strata_count(name)), name)
+    return sides(population(words, name), name)
 
 
 def simulate(dtype, scale, seed=0):
@@ -123,3 +123,11 @@ def test_what_a_step_can_move_is_that_of_a_simulation(step):
     counts = gaps_of(weight).astype(np.float64)
     assert visible(counts, step, float32_master=False) == pytest.approx(float(on_grid), rel=0.02)
     assert visible(counts, step, float32_master=True) == pytest.approx(float(from_master), rel=0.02)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_strata_are_those_that_masks_are_counted_by(dtype):
+    words = np.arange(1 << 16, dtype=np.uint16)
+    by_one = np.bincount(stratum_of(words, STRATA[dtype]), minlength=STRATA[dtype])
+    assert population(words, dtype).tolist() == by_one.tolist()
+    assert population(words[:0], dtype).tolist() == [0] * STRATA[dtype]

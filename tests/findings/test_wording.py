@@ -6,6 +6,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from pytest_subnet.findings.recovery_counts import Recovered
 from pytest_subnet.findings.result import Movement
 from pytest_subnet.findings.wording import (
     bound_above,
@@ -122,6 +123,12 @@ def test_the_worst_rows_are_columns():
         ("", "longer.weight   25%  x  (bf16[1,4])"),
         ("", "b               25%  x  (bf16[2,2])"),
     ]
+
+
+def test_the_worst_may_be_anything_with_a_name_a_dtype_and_a_shape():
+    each = Recovered("w", (2,), "float32", 2, 2, 1, 2, 1, 1, 0, 0)
+    rows = worst([each], lambda tensor: (f"{tensor.regained} regained",))
+    assert rows == [("worst", "w  1 regained  (f32[2])")]
 
 
 def test_rows_beyond_the_worst_are_counted():

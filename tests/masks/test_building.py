@@ -260,6 +260,13 @@ def test_wrong_arguments() -> None:
     pair = open_pair({"a": torch.ones(2)}, {"a": torch.ones(2)})
     with pytest.raises(ValueError, match="give at most one"):
         update_mask(pair, atol=1e-5, rtol=1e-5)
+    for wrong in (True, "1e-5", torch.tensor(1e-5)):
+        with pytest.raises(TypeError, match=r"^[ar]tol=.* is not a number$"):
+            update_mask(pair, atol=wrong)
+        with pytest.raises(TypeError, match=r"^[ar]tol=.* is not a number$"):
+            update_mask(pair, rtol=wrong)
+    with pytest.raises(ValueError, match="is not a finite number of at least 0"):
+        update_mask(pair, atol=10**400)
     other = open_pair({"a": torch.ones(2), "b": torch.ones(2)}, {"a": torch.ones(2)})
     with pytest.raises(PairMismatchError, match="b"):
         update_mask(other)

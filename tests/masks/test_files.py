@@ -130,17 +130,6 @@ def test_a_file_on_which_much_hangs_is_one_bit_an_entry(tmp_path: Path) -> None:
     assert 125_000 <= (tmp_path / "m").stat().st_size < 126_000
 
 
-def test_a_mask_saved_over_its_own_file(mask: UpdateMask, tmp_path: Path) -> None:
-    path = tmp_path / "mask.safetensors"
-    mask.save(path)
-    loaded = UpdateMask.load(path)
-    loaded.save(path)
-    check_equal(mask, UpdateMask.load(path))
-    with pytest.raises(CheckpointError, match=r"changed after it was opened"):
-        _ = loaded["a.weight"]
-    assert [each.name for each in tmp_path.iterdir()] == ["mask.safetensors"]
-
-
 @pytest.mark.parametrize(
     "name", ["no/such/directory/mask", ".", "", "\0", "x" * 300], ids=lambda name: repr(name)[:9]
 )
@@ -173,6 +162,36 @@ def test_a_save_that_is_cut_short_leaves_the_old_file(
         UpdateMask.of({"w": [True]}).save(path)
     assert path.read_bytes() == before
     assert [each.name for each in tmp_path.iterdir()] == ["mask.safetensors"]
+
+
+@pytest.mark.parametrize("to", ["mask", "link", "./mask", "../masks/mask"])
+@pytest.mark.parametrize("opened", ["mask", "link"])
+def test_a_mask_saved_over_its_own_file_can_be_read_on(
+    mask: UpdateMask, tmp_path: Path, opened: str, to: str
+) -> None:
+    directory = tmp_path / "masks"
+    directory.mkdir()
+    mask.save(directory / "mask")
+    (directory / "link").symlink_to(directory / "mask")
+    loaded = UpdateMask.load(directory / opened)
+    loaded.save(f"{directory}/{to}")
+    check_equal(mask, loaded)
+    check_equal(mask, UpdateMask.load(directory / "mask"))
+    loaded.save(f"{directory}/{to}")
+    check_equal(mask, loaded)
+
+
+def test_a_loaded_mask_is_not_that_of_another_file_that_it_is_saved_to(
+    mask: UpdateMask, tmp_path: Path
+) -> None:
+    mask.save(tmp_path / "mask")
+    loaded = UpdateMask.load(tmp_path / "mask")
+    loaded.save(tmp_path / "other")
+    (tmp_path / "other").unlink()
+    check_equal(mask, loaded)
+    mask.save(tmp_path / "mask")
+    with pytest.raises(CheckpointError, match="changed after it was opened"):
+        loaded["a.weight"]
 
 
 def test_no_such_file_and_no_mask_file(tmp_path: Path) -> None:

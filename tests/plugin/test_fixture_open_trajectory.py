@@ -76,6 +76,32 @@ def test_the_start_is_put_first_by_a_list(project, run):
     project.runpytest().assert_outcomes(passed=1)
 
 
+def test_a_run_in_another_dtype_than_its_start_is_cast(project, run, passes, save_checkpoint):
+    save_checkpoint("half", {"w.weight": np.zeros((2, 8), np.float16)})
+    project.makepyfile(
+        """
+        import pytest
+        from pytest_subnet import PairMismatchError, update_dynamics
+
+        def test_cast(open_trajectory):
+            run = ["half", *open_trajectory("run").checkpoints]
+            with pytest.raises(PairMismatchError, match="float16 -> float32"):
+                update_dynamics(open_trajectory(run))
+            cast = open_trajectory(run, as_dtype="float16")
+            assert cast is open_trajectory(run, as_dtype="float16")
+            assert cast is not open_trajectory(run, as_dtype="float32")
+            result = update_dynamics(cast)
+            assert (result.final, result.dtype) == (6, "f16")
+            assert result.coverage.notes == ("1 tensor cast to float16",)
+            for wrong in ("f16", ["float16"]):
+                with pytest.raises((TypeError, ValueError), match="as_dtype="):
+                    open_trajectory(run, as_dtype=wrong)
+        """
+    )
+    project.runpytest().assert_outcomes(passed=1)
+    assert len(passes) == 1
+
+
 def test_a_run_that_went_on_is_another_one(project, run, save_checkpoint):
     save_checkpoint("later", {"w.weight": np.zeros((2, 8), np.float32)})
     project.makepyfile(

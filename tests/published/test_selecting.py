@@ -85,3 +85,21 @@ def test_the_mislabelled_row_gives_way_to_the_right_one():
 def test_what_is_no_fraction_is_refused(sparsity, count):
     with pytest.raises(ValueError, match=r"sparsity=|count="):
         nearest(sparsity, count=count)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"algorithm": 5}, "algorithm takes a name, not int"),
+        ({"source": 5}, "source takes a paper's number as text, not int"),
+    ],
+)
+def test_what_is_no_name_is_an_error(wrong, says):
+    with pytest.raises(TypeError, match=says):
+        published_sparsities(**wrong)
+
+
+@pytest.mark.parametrize("count", [1.5, True])
+def test_a_count_is_a_whole_number(count):
+    with pytest.raises(TypeError, match="is no whole number"):
+        nearest(0.5, count=count)

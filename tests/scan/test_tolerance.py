@@ -26,10 +26,18 @@ def test_at_most_one_may_be_given() -> None:
 
 
 @pytest.mark.parametrize("keyword", ["atol", "rtol"])
-@pytest.mark.parametrize("value", [-1e-9, math.nan, math.inf])
+@pytest.mark.parametrize("value", [-1e-9, math.nan, math.inf, 10**400])
 def test_a_tolerance_is_a_finite_number_of_at_least_zero(keyword: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{keyword}={value} is not a finite number of at least 0"):
         Tolerance(**{keyword: value})
+
+
+@pytest.mark.parametrize("keyword", ["atol", "rtol"])
+@pytest.mark.parametrize("value", [True, "1e-5", b"1", [1e-5], 1j])
+def test_a_tolerance_is_a_number(keyword: str, value: object) -> None:
+    with pytest.raises(TypeError) as failed:
+        Tolerance(**{keyword: value})
+    assert str(failed.value) == f"{keyword}={value!r} is not a number"
 
 
 @pytest.mark.parametrize(

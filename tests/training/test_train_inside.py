@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_subnet import UpdateMask, train_inside
+from pytest_subnet import SubnetError, UpdateMask, train_inside
 
 OPTIMIZERS = {
     "AdamW": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.5, foreach=False),
@@ -433,6 +433,108 @@ def test_the_optimiser_is_as_it_was_after_the_block(how):
         a_loss(each).backward()
         its.step()
     torch.testing.assert_close(model.state_dict(), free.state_dict(), rtol=0, atol=0)
+
+
+class Breaks(torch.optim.AdamW):
+    """Moves everything by hand, and raises, where it is told to."""
+
+    broken = None
+
+    def step(self, closure=None):
+        loss = super().step(closure)
+        if self.broken is not None:
+            with torch.no_grad():
+                for each in self.param_groups[0]["params"]:
+                    each += 1
+            raise self.broken
+        return loss
+
+
+@pytest.mark.parametrize("error", [KeyError("broken"), KeyboardInterrupt()])
+@pytest.mark.parametrize("scheduled", ["never", "before", "in the block"])
+def test_after_a_step_that_raised_the_next_is_a_step_like_any_other(error, scheduled):
+    model, other = a_model(), a_model(seed=1)
+    mask, before = a_mask(model), copied(model)
+    optimizer = Breaks(model.parameters(), lr=0.1, weight_decay=0.5)
+
+    def schedule():
+        return torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+
+    scheduler = schedule() if scheduled == "before" else None
+    with train_inside(model, optimizer, mask) as training:
+        if scheduled == "in the block":
+            scheduler = schedule()
+        for rolled_back in (before, copied(other)):
+            a_loss(model).backward()
+            gradient = model[2].weight.grad
+            optimizer.broken = error
+            with pytest.raises(type(error)):
+                optimizer.step()
+            optimizer.broken = None
+            assert outside_is_the_same(model, before, mask)
+            assert not training._kept
+            assert model[2].weight.grad is gradient
+            model.load_state_dict(rolled_back)
+            before = rolled_back
+            for number in range(2):
+                a_loss(model, number).backward()
+                optimizer.step()
+                assert outside_is_the_same(model, before, mask)
+            assert model[2].weight.grad is gradient
+            optimizer.zero_grad()
+        assert training.steps == 4
+        if scheduler is not None:
+            scheduler.step()
+    assert outside_is_the_same(model, before, mask)
+    assert changed(before["0.weight"], model[0].weight).any()
+    optimizer.broken = error  # outside of the block nothing is put back
+    with pytest.raises(type(error)):
+        optimizer.step()
+    assert not outside_is_the_same(model, before, mask)
+    assert ("step" in vars(optimizer)) == (scheduled != "never")
+
+
+def test_a_caught_sparse_gradient_holds_nothing():
+    model = torch.nn.ModuleDict(
+        {"a": torch.nn.Linear(4, 4), "b": torch.nn.Embedding(4, 4, sparse=True)}
+    )
+    mask = UpdateMask.of({"a.weight": np.eye(4, dtype=bool), "b.weight": np.eye(4, dtype=bool)})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with train_inside(model, optimizer, mask) as training:
+        model["a"](model["b"](torch.tensor([1]))).sum().backward()
+        gradient = model["a"].bias.grad
+        with pytest.raises(SubnetError, match="is sparse"):
+            optimizer.step()
+        assert model["a"].bias.grad is gradient
+        assert not training._kept
+        model["b"].weight.grad = None
+        with torch.no_grad():
+            model["a"].weight += 1
+        before = model["a"].weight.detach().clone()
+        optimizer.step()
+        assert training.steps == 1
+    assert torch.equal(changed(before, model["a"].weight), torch.eye(4, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("write", [lambda p: p.mul_(0.9), lambda p: p.data.mul_(0.9)])
+def test_an_optimiser_that_moves_what_has_no_gradient(write):
+    class Decays(torch.optim.Optimizer):
+        @torch.no_grad()
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for each in group["params"]:
+                    write(each)
+
+    model = a_model()
+    mask, before = a_mask(model), copied(model)
+    optimizer = Decays(model.parameters(), {})
+    with train_inside(model, optimizer, mask) as training:
+        optimizer.step()
+        a_loss(model).backward()
+        optimizer.step()
+    assert outside_is_the_same(model, before, mask)
+    assert changed(before["0.weight"], model[0].weight).sum() == mask.info("0.weight").entries
+    assert training.kept_bytes == 4 * (sum(each.numel() for each in before.values()) - mask.count)
 
 
 def test_a_step_that_calls_its_parents_step_is_one_step():

@@ -136,6 +136,113 @@ def test_a_sparse_gradient_is_refused_before_the_step_and_nothing_moves():
     assert torch.equal(model.weight, before)
 
 
+REPLACED = "end the block before parameters are replaced, and enter a new one after"
+
+
+def test_a_covered_parameter_that_the_optimiser_lost(linear, sgd):
+    optimizer = sgd(linear)
+    with train_inside(linear, optimizer, UpdateMask.of({"weight": HALF})) as training:
+        linear.weight = torch.nn.Parameter(torch.ones(4, 4))
+        optimizer.param_groups[0]["params"] = [linear.weight, linear.bias]
+        linear(torch.ones(1, 4)).sum().backward()
+        with pytest.raises(SubnetError) as caught:
+            optimizer.step()
+        assert training.steps == 0
+    assert str(caught.value) == (
+        f"the optimiser no longer owns 1 parameter that the mask covers: weight; {REPLACED}"
+    )
+    assert (linear.weight == 1).all()
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_parameter_that_was_not_there_on_entry(linear, sgd, by_name):
+    optimizer = sgd(linear)
+    model = dict(linear.named_parameters()) if by_name else linear
+    with train_inside(model, optimizer, UpdateMask.of({"weight": HALF})):
+        new = torch.nn.Parameter(torch.ones(4))
+        new.grad = torch.ones(4)
+        optimizer.add_param_group({"params": [new]})
+        optimizer.step()  # a critic, so far
+        assert (new != 1).all()
+        known = new.detach().clone()
+        if by_name:
+            model[NASTY] = new
+        else:
+            linear.bias = new
+        with pytest.raises(SubnetError) as caught:
+            optimizer.step()
+    name = "evil\\x1b[31m\\n" if by_name else "bias"
+    assert str(caught.value) == (
+        "the model has 1 parameter now that it had not when the block was entered, and the "
+        f"optimiser owns: {name}; {REPLACED}"
+    )
+    assert torch.equal(new, known)
+
+
+def test_a_parameter_that_is_unfrozen_in_the_block_is_masked(linear):
+    optimizer = torch.optim.SGD([linear.weight], lr=0.1)
+    with train_inside(linear, optimizer, UpdateMask.of({"weight": HALF})):
+        before = linear.bias.detach().clone()
+        optimizer.add_param_group({"params": [linear.bias]})
+        linear(torch.ones(1, 4)).sum().backward()
+        optimizer.step()
+    assert torch.equal(linear.bias, before)
+
+
+def test_without_with_there_is_nothing_to_read(linear, sgd):
+    optimizer = sgd(linear)
+    block = train_inside(linear, optimizer, UpdateMask.of({"weight": HALF}))
+    assert repr(block) == "<train_inside, not entered: no step is masked>"
+    for name in ("entries", "steps", "mask_bytes", "kept_bytes"):
+        with pytest.raises(SubnetError) as caught:
+            getattr(block, name)
+    assert str(caught.value) == (
+        "nothing was masked, since no block was entered: use `with train_inside(model, optimizer, "
+        "mask) as inside:` around the training steps, and read `inside`"
+    )
+    assert not hasattr(block, "_repr_html_")
+    assert not optimizer._optimizer_step_pre_hooks
+    with block:  # what was caught keeps it alive beyond this test, in which it should not warn
+        pass
+
+
+def test_without_with_it_warns_that_nothing_was_masked(linear, sgd):
+    optimizer = sgd(linear)
+    block = train_inside(linear, optimizer, UpdateMask.of({"weight": HALF}))
+    with pytest.warns(RuntimeWarning) as warned:
+        del block
+    assert [str(each.message) for each in warned] == [
+        "train_inside was called and no block entered, so that nothing was masked; use `with "
+        "train_inside(model, optimizer, mask) as inside:` around the training steps"
+    ]
+    with pytest.warns(RuntimeWarning, match="no block entered") as warned:
+        train_inside(linear, optimizer, UpdateMask.of({"weight": HALF}))
+    assert warned[0].filename == __file__
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_block_that_was_entered_says_where_it_is_and_may_be_entered_again(linear, sgd):
+    optimizer = sgd(linear)
+    block = train_inside(linear, optimizer, UpdateMask.of({"weight": HALF}))
+    for _ in range(2):
+        with block as inside:
+            assert repr(block) == "<train_inside, in its block>"
+            linear(torch.ones(1, 4)).sum().backward()
+            optimizer.step()
+        assert inside.steps == 1
+        assert repr(block) == "<train_inside, its block has ended: no step is masked>"
+        assert not optimizer._optimizer_step_pre_hooks
+    with pytest.raises(
+        SubnetError, match=r"^use `with .* as inside:` around .*, and read `inside`"
+    ):
+        _ = block.steps
+    del block
+    failing = train_inside(linear, optimizer, UpdateMask.of({"weight": ~HALF & HALF}))
+    with pytest.raises(SelectionError, match="is empty"), failing:
+        pass
+    del failing
+
+
 @pytest.mark.parametrize(
     ("which", "text"),
     [
@@ -147,8 +254,8 @@ def test_a_sparse_gradient_is_refused_before_the_step_and_nothing_moves():
 def test_something_else(linear, sgd, which, text):
     given = {"model": linear, "optimizer": sgd(linear), "mask": UpdateMask.of({"weight": HALF})}
     given[which] = "x"
-    with pytest.raises(TypeError, match=text):
-        enter(*given.values())
+    with pytest.raises(TypeError, match=text):  # when it is called, not when it is entered
+        train_inside(*given.values())
 
 
 def test_no_step_at_all_under_assert_updated_says_that_nothing_moved_and_why(linear):

@@ -274,6 +274,58 @@ def test_what_was_counted_is_not_read_again(counting):
         assert one.tolist() == other.tolist()
 
 
+@pytest.mark.parametrize("as_dtype", ["bfloat16", "float16", "float32", "float64"])
+@pytest.mark.parametrize("in_files", [True, False])
+def test_a_cast_run_counts_as_the_cast_tensors_do(tmp_path, small_units, as_dtype, in_files):
+    stored = ["bfloat16", "float32", "bfloat16", "float64", "float16", "float32"]
+    run = random_run("float32", seed=11, checkpoints=6)
+    for state in run:
+        for name, tensor in state.items():  # NaN may change its bits in a cast, in either way
+            state[name] = torch.nan_to_num(tensor, 0.0)
+    run = [
+        {name: tensor.to(getattr(torch, dtype)) for name, tensor in state.items()}
+        for state, dtype in zip(run, stored, strict=True)
+    ]
+    run[2]["b.weight"] = run[2]["b.weight"].double()  # neighbours need not be stored alike
+    run[4]["d.weight"] = run[4]["d.weight"].bfloat16()
+    target = getattr(torch, as_dtype)
+    narrow = target if target.itemsize < 4 else torch.float32
+
+    def cast(tensor):  # a 16-bit dtype is reached through float32, as in torch
+        return tensor.to(narrow).to(target) if target.itemsize < 4 else tensor.to(target)
+
+    expected = [{name: cast(tensor) for name, tensor in state.items()} for state in run]
+    trajectory = open_trajectory(write(run, tmp_path) if in_files else run, as_dtype=as_dtype)
+    for tolerance in TOLERANCES:
+        assert counted(trajectory, tolerance) == {
+            name: by_definition(expected, name, tolerance) for name in SHAPES
+        }
+
+
+@pytest.mark.parametrize("as_dtype", ["bfloat16", "float64"])
+def test_a_unit_of_a_cast_run_is_small_in_each_checkpoint(as_dtype, small_units):
+    run = random_run("float32", seed=18, checkpoints=4)
+    run[1] = {name: tensor.bfloat16() for name, tensor in run[1].items()}
+    run[3] = {name: tensor.double() for name, tensor in run[3].items()}
+    for unit in following._units(open_trajectory(run, as_dtype=as_dtype), range(4)):
+        assert unit[0].count * 8 <= units.UNIT_BYTES
+        places = [[each[0], each[3:]] for side in unit for each in side.segments]
+        assert places == places[: len(unit[0].segments)] * 3
+
+
+def test_a_cast_run_is_read_once_too(tmp_path, small_units, monkeypatch):
+    run = random_run("float32", seed=12, checkpoints=3)
+    run[0] = {name: tensor.bfloat16() for name, tensor in run[0].items()}
+    paths = write(run, tmp_path)
+    trajectory = open_trajectory(paths, as_dtype="bfloat16")
+    reads = Reads(monkeypatch)
+    for tolerance in (PAPER, SAME_BITS):
+        follow(trajectory, select_everywhere(trajectory).rows, tolerance)
+    entries = sum(int(np.prod(shape)) for shape in SHAPES.values())
+    for path, size in zip(paths, (2, 4, 4), strict=True):
+        assert sum(end - start for start, end in reads.ranges[path]) == size * entries
+
+
 def test_declared_tolerances_are_counted_in_the_first_pass(counting):
     declare(counting, [RTOL, SAME_BITS])
     for tolerance in TOLERANCES:
@@ -290,6 +342,150 @@ def test_two_threads_that_ask_at_once_read_once(counting):
     for thread in threads:
         thread.join()
     assert reads(counting) == dict.fromkeys(SHAPES, 1)
+
+
+def test_what_another_thread_counts_meanwhile_is_not_seen_half(counting, monkeypatch):
+    known = follow(counting, range(4), SAME_BITS)
+    before = [[each.tolist() for each in known.steps([row], SAME_BITS)] for row in range(4)]
+    looks = []
+
+    def look():
+        for diaries in (known, diary(counting)):
+            found = [[each.tolist() for each in diaries.steps([r], SAME_BITS)] for r in range(4)]
+            looks.append(found == before)
+
+    class Parts(list):
+        def __iter__(self):
+            for part in super().__iter__():
+                look()
+                yield part
+                look()
+
+    read = following._read
+    monkeypatch.setattr(following, "_read", lambda *args: Parts(read(*args)))
+    follow(counting, range(4), RTOL)  # reads again, and counts what was known once more
+    look()
+    assert len(looks) >= 6
+    assert all(looks)
+
+
+def test_threads_with_questions_of_their_own_all_get_the_right_numbers():
+    run = random_run("bfloat16", seed=13, checkpoints=4)
+    trajectory = open_trajectory([Counting(state) for state in run])
+    names, wrong = list(SHAPES), []
+
+    def ask(number):
+        row, tolerance = number % 4, (*TOLERANCES, Tolerance(atol=0.1 * number))[number % 4]
+        found = follow(trajectory, [row], tolerance).steps([row], tolerance)[:4]
+        if [each.tolist() for each in found] != by_definition(run, names[row], tolerance):
+            wrong.append(number)
+
+    threads = [threading.Thread(target=ask, args=(number * 7,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_questions_in_any_order_get_the_numbers_of_the_definition(seed):
+    run = random_run("float32", seed=14, checkpoints=4)
+    trajectory = open_trajectory([Counting(state) for state in run])
+    random = np.random.default_rng(seed)
+    for _ in range(12):
+        names = random.permutation(list(SHAPES))[: random.integers(1, 5)].tolist()
+        tolerance = TOLERANCES[random.integers(3)]
+        chosen = {"include": names} if random.integers(2) else {"exclude": names[1:] or None}
+        wanted = names if "include" in chosen else sorted(set(SHAPES) - set(names[1:]))
+        rows = list(select_everywhere(trajectory, **chosen).rows)
+        assert {trajectory.pairs[0].tensors[row].name for row in rows} == set(wanted)
+        shuffled = random.permutation(rows).tolist()
+        found = follow(trajectory, shuffled, tolerance).steps(shuffled, tolerance)[:4]
+        expected = np.sum([by_definition(run, name, tolerance) for name in wanted], axis=0)
+        assert [each.tolist() for each in found] == expected.tolist()
+    assert max(reads(trajectory).values()) <= 2  # the second time for rtol, which is not declared
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_what_is_live_is_counted_again(place):
+    run = random_run("float32", seed=15, checkpoints=4)
+    kept = [Counting(state) if at != place else state for at, state in enumerate(run)]
+    trajectory = open_trajectory(kept)
+    answers = []
+    for first in (30, 10):
+        run[place]["b.weight"].numpy()[first:] = 1.0  # which torch cannot know of
+        for rows in ([1], [0, 1]):
+            answers.append((follow(trajectory, rows, SAME_BITS), first))
+            found = [each.tolist() for each in answers[-1][0].steps([1], SAME_BITS)[:4]]
+            assert found == by_definition(run, "b.weight", SAME_BITS)
+    before, after = (
+        [each.tolist() for each in answers[at][0].steps([1], SAME_BITS)] for at in (0, 3)
+    )
+    assert before != after  # an answer stays what it was
+
+
+def test_a_module_that_was_trained_in_between_is_said():
+    model = torch.nn.Linear(3, 2)
+    start = {name: each.clone() for name, each in model.state_dict().items()}
+    middle = {name: each + 1 for name, each in start.items()}
+    trajectory = open_trajectory([start, middle, model])
+    follow(trajectory, [0, 1], SAME_BITS)
+    with torch.no_grad():
+        model.weight += 1
+    with pytest.raises(CheckpointError, match="Linear changed after the pair was opened"):
+        follow(trajectory, [0], SAME_BITS)
+
+
+def test_a_checkpoint_that_changes_between_two_questions_is_noticed(tmp_path):
+    for at in range(3):
+        directory = tmp_path / f"{at}"
+        directory.mkdir()
+        paths = write(random_run("float32", seed=16, checkpoints=3), directory)
+        trajectory = open_trajectory(paths)
+        follow(trajectory, range(4), SAME_BITS)
+        Path(paths[at]).write_bytes(Path(paths[at]).read_bytes())
+        with pytest.raises(CheckpointError, match=rf"step-{at}\.safetensors changed after"):
+            follow(trajectory, [2], SAME_BITS)  # though nothing would be read for it
+
+
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+class Tied(torch.nn.Module):
+    def __init__(self, weight):
+        super().__init__()
+        self.model = torch.nn.Module()
+        self.model.embed_tokens = torch.nn.Embedding.from_pretrained(weight, freeze=False)
+        self.lm_head = torch.nn.Linear(*reversed(weight.shape), bias=False)
+        self.lm_head.weight = self.model.embed_tokens.weight
+
+
+def test_tied_weights_count_once_however_each_checkpoint_holds_them(tmp_path):
+    weights = [state["b.weight"] for state in random_run("float32", seed=17)]
+    sources = []
+    for number, state in enumerate(
+        [
+            {EMBED: weights[0], HEAD: weights[0].clone()},  # stored twice
+            {EMBED: weights[1]},
+            {HEAD: weights[2], EMBED: weights[2].clone()},
+            {EMBED: weights[3]},
+        ]
+    ):
+        directory = tmp_path / f"checkpoint-{number}"
+        directory.mkdir()
+        save_file(state, directory / "model.safetensors")
+        (directory / "config.json").write_text('{"tie_word_embeddings": true}')
+        sources.append(directory)
+    run = [{EMBED: each} for each in weights]
+    for tolerance in TOLERANCES:
+        trajectory = open_trajectory([*sources, Tied(weights[4])])
+        assert counted(trajectory, tolerance) == {EMBED: by_definition(run, EMBED, tolerance)}
+    save_file({EMBED: weights[1], HEAD: weights[1] + 1}, sources[1] / "model.safetensors")
+    trajectory = open_trajectory(sources)
+    for _ in range(2):
+        with pytest.raises(PairMismatchError, match=r"checkpoint-1 stores lm_head\.weight with o"):
+            follow(trajectory, [0], SAME_BITS)
 
 
 def test_a_pass_that_fails_leaves_nothing_behind(tmp_path):

@@ -123,6 +123,16 @@ def test_names_are_escaped_where_they_are_shown(run):
             "checkpoint-9 and checkpoint-10-v2 in run have several numbers, which do not agree on "
             "what came first; choose with pattern=, or give the checkpoints as a list in order",
         ),
+        (
+            ["checkpoint-0.25", "checkpoint-0.5", "checkpoint-0.75"],
+            "checkpoint-0.5 and checkpoint-0.25 in run have several numbers, which do not agree on "
+            "what came first; choose with pattern=, or give the checkpoints as a list in order",
+        ),
+        (
+            ["checkpoint-1k", "checkpoint-500"],
+            "checkpoint-1k and checkpoint-500 in run count in other units, so which came first is "
+            "not known; choose with pattern=, or give the checkpoints as a list in order",
+        ),
     ],
 )
 def test_names_that_give_no_order_are_one_error(run, names, says):
@@ -195,9 +205,46 @@ def test_a_checkpoint_that_is_given_twice_is_named(run):
     for sources, number in (([one, two, two], 3), ([one, one, two], 2), ([one, two, one], 3)):
         with pytest.raises(
             PairMismatchError,
-            match=rf"\Acheckpoint {number} of 3 is there twice: base and tuned are the same",
+            match=rf"\Acheckpoint {number} of 3 is there twice: run/checkpoint-. #. and run/check",
         ):
             open_trajectory(sources)
+    with pytest.raises(PairMismatchError) as caught:
+        open_trajectory([one, two, one])
+    assert str(caught.value) == (
+        "checkpoint 3 of 3 is there twice: run/checkpoint-1 #1 and run/checkpoint-1 #3 are the "
+        "same. Was a path given twice, one a link to the other, or a model kept without a copy "
+        "(copy.deepcopy it, or clone each tensor of its state_dict)?"
+    )
+
+
+def test_a_checkpoint_that_is_given_twice_is_found_wherever_it_is(run):
+    run("checkpoint-1", "checkpoint-2", "checkpoint-3")
+    one, two, three = (f"run/checkpoint-{number}" for number in (1, 2, 3))
+    with pytest.raises(
+        PairMismatchError,
+        match=r"\Acheckpoint 4 of 4 is there twice: run/checkpoint-2 #2 and run/checkpoint-2 #4",
+    ):
+        open_trajectory([one, two, three, two])
+
+
+def test_a_checkpoint_that_is_a_link_to_another_is_named_by_both_names(run):
+    run("checkpoint-1", "checkpoint-2")
+    Path("run", "checkpoint-3\n").mkdir()
+    name = "model.safetensors"
+    Path("run", "checkpoint-3\n", name).hardlink_to(Path("run", "checkpoint-2", name))
+    with pytest.raises(
+        PairMismatchError,
+        match=r"\Acheckpoint 3 of 3 is there twice: checkpoint-2 and checkpoint-3\\n are the same",
+    ):
+        open_trajectory("run")
+
+
+def test_what_a_run_can_be_cast_to(run):
+    run("checkpoint-1", "checkpoint-2")
+    trajectory = open_trajectory("run", as_dtype="bfloat16")
+    assert [tensor.dtype for tensor in trajectory.pairs[0].tensors] == ["bfloat16"]
+    with pytest.raises(ValueError, match="as_dtype='bf16' is not one of bfloat16, "):
+        open_trajectory("run", as_dtype="bf16")
 
 
 def test_state_dicts_that_were_not_copied_are_said():
@@ -205,3 +252,16 @@ def test_state_dicts_that_were_not_copied_are_said():
     start = {name: each.clone() for name, each in model.state_dict().items()}
     with pytest.raises(PairMismatchError, match="checkpoint 3 of 3 is there twice"):
         open_trajectory([start, model.state_dict(), model.state_dict()])
+
+
+def test_decimals_of_one_length_are_in_order(run):
+    assert open_trajectory(run("checkpoint-0.75", "checkpoint-0.25", "checkpoint-0.50")).names == (
+        "checkpoint-0.25",
+        "checkpoint-0.50",
+        "checkpoint-0.75",
+    )
+
+
+def test_a_pattern_that_is_no_string_is_an_error(run):
+    with pytest.raises(TypeError, match=r"pattern takes a glob such as 'step-\*', not int"):
+        open_trajectory(run("checkpoint-1", "checkpoint-2"), pattern=5)
