@@ -31,8 +31,9 @@ class Run(NamedTuple):
 STARTER = """
 import json, os, subprocess, sys, time
 for line in sys.stdin:
+    command, environment = json.loads(line)
     start = time.perf_counter()
-    process = subprocess.Popen(json.loads(line), stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     output = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
@@ -50,7 +51,7 @@ def run(*command: str) -> Run:
     """Run a command to its end; its own peak memory, as the kernel accounted it."""
     assert _starter.stdin is not None
     assert _starter.stdout is not None
-    print(json.dumps(command), file=_starter.stdin, flush=True)
+    print(json.dumps([command, dict(os.environ)]), file=_starter.stdin, flush=True)
     returncode, seconds, cpu_seconds, peak, output = json.loads(_starter.stdout.readline())
     if returncode != 0:
         raise SystemExit(f"{' '.join(command)} failed with {returncode}:\n{output}")

@@ -46,9 +46,12 @@ def test_rl_moves_less_than_supervised_tuning_at_its_usual_rate(name: str) -> No
     assert update_sparsity(rl).sparsity > update_sparsity(sft).sparsity
 
 
-@pytest.mark.parametrize("name", TWICE)
+@pytest.mark.parametrize("name", [name for name in TWICE if name not in ("orpo", "sft-far")])
 def test_two_seeds_move_much_the_same_part_by_the_papers_null(name: str) -> None:
-    """Far above chance over the whole model; the table says what is left beyond the exponents."""
+    """Far above chance over the whole model; the table says what is left beyond the exponents.
+
+    Where half of the weights move or more, as by ORPO and SFT, no overlap can be far above chance.
+    """
     first = open_pair(BASE, FOLDER / name)
     second = open_pair(BASE, FOLDER / f"{name}-second-seed")
     assert_mask_overlap(first, second, min_lift=2, null="pooled")

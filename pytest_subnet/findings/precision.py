@@ -7,7 +7,7 @@ at places drawn at random, so that a scan of the whole pair takes hardly longer 
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 
@@ -19,8 +19,7 @@ from pytest_subnet.findings.bounds import check_limit
 from pytest_subnet.findings.rounding import (
     GAPS,
     densities,
-    population,
-    sides,
+    gaps_around,
     solve_step_sizes,
     visible,
 )
@@ -30,7 +29,7 @@ from pytest_subnet.scan.gathering import ledger
 from pytest_subnet.text import safe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -51,6 +50,9 @@ _EVERY = 512
 
 _FEWEST, _ENOUGH, _SHARED = 4, 64, 1 << 14
 """At least so many pages of each tensor: enough of them, unless so many tensors share a total."""
+
+_MANY = 4096
+"""Tensors above which those of one sort share their sample."""
 
 _SMALL = 1 << 23
 """Entries up to which a model is small: all of it is read."""
@@ -101,100 +103,163 @@ def _is_on_grid(tensor: TensorPair) -> bool:
 def _expected(pair: ModelPair, rows: Sequence[int], atol: float) -> list[float | None]:
     if not rows:
         return []
-    counts = _gaps(pair, rows)
+    counts, of = _gaps(pair, rows)
     energies = ledger(pair).sums[list(rows), DELTA_SQUARES]
     energies = energies / [pair.tensors[row].numel for row in rows]
     moved = (energies > 0) & np.isfinite(energies)
     result = np.where(energies == 0, 0.0, np.nan)
-    solved = solve_step_sizes(counts[moved], energies[moved])
-    result[moved] = densities(counts[moved], solved, atol)
-    return [None if np.isnan(each) else float(each) for each in result]
+    solved = solve_step_sizes(counts, energies[moved], of[moved])
+    result[moved] = densities(counts, solved, of[moved], atol)
+    return [None if each != each else each for each in result.tolist()]  # NaN alone is not itself
 
 
-def _gaps(pair: ModelPair, rows: Sequence[int]) -> NDArray[np.int64]:
-    """How often each gap occurs around the weights of the base, sampled once for each tensor."""
+def _gaps(pair: ModelPair, rows: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.intp]]:
+    """How often each gap occurs around the weights of the base, sampled once for each tensor.
+
+    Where there are thousands of tensors, those of one kind, shape and dtype share their sample.
+
+    Returns:
+        Int64 `[samples, GAPS]`, and for each row which sample is its own.
+    """
     with pair.lock:
         known = pair.memory.setdefault(_KEY, {})
         if not isinstance(known, dict):
             raise TypeError(f"pair.memory[{_KEY!r}] is taken by {type(known).__name__}")
         if pair.base.is_live:  # what was sampled may have been written to
             known.clear()
-        missing = [row for row in rows if row not in known]
+        alone = len(pair.tensors) <= _MANY
+        keys = [row if alone else _sort(pair.tensors[row]) for row in rows]
+        missing = {key: [row] for key, row in zip(keys, rows, strict=True) if key not in known}
         if missing:
-            tensors = [pair.tensors[row] for row in missing]
-            wanted = [(each.base_name, each.base_dtype, each.numel) for each in tensors]
-            least = _least_pages([each.numel for each in pair.tensors])
-            known.update(zip(missing, sample_gaps(pair.base, wanted, least), strict=True))
+            share = _share_of_each([each.numel for each in pair.tensors])
+            if not alone:
+                share = _Share(_FEWEST, _PAGE)
+                missing = _members(pair, missing)
+            known.update(_sampled(pair, missing, share))
             pair.check_unchanged()
-        return np.stack([known[row] for row in rows])
+        place = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        of = np.array([place[key] for key in keys], np.intp)
+        return np.stack([known[key] for key in place]), of
 
 
-def _least_pages(numels: Sequence[int]) -> int | None:
-    """How many pages to read at least of each tensor of a model; None: all."""
+def _sort(tensor: TensorPair) -> Hashable:
+    return tensor.kind, tensor.shape, tensor.base_dtype
+
+
+def _members(pair: ModelPair, sorts: Iterable[Hashable]) -> dict[Hashable, list[int]]:
+    """The tensors that stand for each sort: some, from the first to the last."""
+    found: dict[Hashable, list[int]] = {sort: [] for sort in sorts}
+    for row, tensor in enumerate(pair.tensors):
+        if _is_on_grid(tensor) and (sort := _sort(tensor)) in found:
+            found[sort].append(row)
+    return {sort: rows[:: -(-len(rows) // _ENOUGH)] for sort, rows in found.items()}
+
+
+def _sampled(
+    pair: ModelPair, wanted: Mapping[Hashable, Sequence[int]], share: _Share | None
+) -> Iterator[tuple[Hashable, NDArray[np.int64]]]:
+    """For each key, what the samples of its tensors add up to."""
+    tensors = [pair.tensors[row] for rows in wanted.values() for row in rows]
+    counts = sample_gaps(
+        pair.base, [(each.base_name, each.base_dtype, each.numel) for each in tensors], share
+    )
+    ends = np.cumsum([len(rows) for rows in wanted.values()])
+    yield from zip(wanted, (part.sum(axis=0) for part in np.split(counts, ends[:-1])), strict=True)
+
+
+class _Share(NamedTuple):
+    """How much is read at least of each tensor of a model: so many runs of so many entries."""
+
+    runs: int
+    entries: int
+
+
+def _share_of_each(numels: Sequence[int]) -> _Share | None:
+    """What each tensor of a model gets of what is read; None: all of it."""
     if sum(numels) <= _SMALL:
         return None
-    return max(_FEWEST, min(_ENOUGH, _SHARED // len(numels)))
+    return _Share(max(_FEWEST, min(_ENOUGH, _SHARED // len(numels))), _PAGE)
 
 
 def sample_gaps(
-    checkpoint: Checkpoint, tensors: Sequence[tuple[str, str, int]], least: int | None
-) -> Iterator[NDArray[np.int64]]:
-    """How often each gap occurs around the weights of some tensors, as `sides` counts them.
+    checkpoint: Checkpoint, tensors: Sequence[tuple[str, str, int]], share: _Share | None
+) -> NDArray[np.int64]:
+    """How often each gap occurs around the weights of some tensors, as `gaps_around` counts them.
 
     Args:
         checkpoint: where they are.
         tensors: name, dtype (one of `STRATA`) and how many entries from the first on.
-        least: how many pages of each to read at least; None reads all.
+        share: how much of each to read at least; None reads all.
+
+    Returns:
+        Int64 `[tensors, GAPS]`.
     """
+    gaps = np.zeros((len(tensors), GAPS), np.int64)
     with FileReader() as reader:
-        for name, dtype, numel in tensors:
-            counts = np.zeros(STRATA[dtype], np.int64)
-            runs = _runs(name, checkpoint.info(name).shape, numel, least)
-            for words in _words(checkpoint, reader, name, runs):
-                counts += population(words, dtype)
-            yield sides(counts, dtype)
+        for dtype in dict.fromkeys(dtype for _, dtype, _ in tensors):
+            rows = np.array([row for row, each in enumerate(tensors) if each[1] == dtype])
+            wanted = [(tensors[row][0], tensors[row][2]) for row in rows]
+            for words, places, lengths in _words(checkpoint, reader, wanted, share):
+                firsts = np.flatnonzero(np.diff(places, prepend=-1))  # a tensor's runs are together
+                counted = np.add.reduceat(gaps_around(words, lengths, dtype), firsts)
+                gaps[rows[places][firsts]] += counted
+    return gaps
 
 
-def _runs(name: str, shape: Sequence[int], numel: int, least: int | None) -> list[tuple[int, int]]:
-    """First entry and length of what is read of a tensor: all of it, or some pages.
+def _runs(
+    name: str, shape: Sequence[int], numel: int, share: _Share | None
+) -> list[tuple[int, int]]:
+    """First entry and length of what is read of a tensor: all of it, or some runs.
 
-    Weights differ in scale by row and by column, and a fixed distance between pages can meet the
-    same ones again and again. So the rows of the pages are drawn, one in each of as many equal
+    Weights differ in scale by row and by column, and a fixed distance between runs can meet the
+    same ones again and again. So the rows of the runs are drawn, one in each of as many equal
     parts, and so are their columns, which go with the rows in random order. The draw depends on
     the name and the size alone.
     """
-    pages = -(-numel // _PAGE)
-    parts = pages if least is None else min(pages, max(least, pages // _EVERY))
-    if parts == pages:
+    if share is None or numel <= share.runs * share.entries:
         return [(start, min(_PIECE, numel - start)) for start in range(0, numel, _PIECE)]
     seed = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
+    parts = max(share.runs, numel // (_EVERY * _PAGE))
     random = np.random.default_rng(list(seed))
     width = shape[-1]
     places = (np.arange(parts) + random.random(parts)) / parts
     columns = random.permutation((np.arange(parts) + random.random(parts)) / parts)
     rows = (places * (numel // width)).astype(np.int64)
     starts = rows * width + (columns * width).astype(np.int64)
-    return [(start, _PAGE) for start in np.minimum(starts, numel - _PAGE).tolist()]
+    return [(start, share.entries) for start in np.minimum(starts, numel - share.entries).tolist()]
 
 
 def _words(
-    checkpoint: Checkpoint, reader: FileReader, name: str, runs: Sequence[tuple[int, int]]
-) -> Iterator[NDArray[np.uint16]]:
-    """What runs of a 16-bit tensor store, up to `_PIECE` entries at a time."""
-    found = checkpoint.extents(name, 0, 2 * max((sum(run) for run in runs), default=0))
-    together = max(1, _PIECE // max((count for _, count in runs), default=1))
-    for first in range(0, len(runs), together):
-        batch = runs[first : first + together]
-        words = np.empty(sum(count for _, count in batch), np.uint16)
-        memory, done = words.view(np.uint8).data, 0
-        for start, count in batch:
-            into = memory[done : done + 2 * count]
+    checkpoint: Checkpoint,
+    reader: FileReader,
+    tensors: Sequence[tuple[str, int]],
+    share: _Share | None,
+) -> Iterator[tuple[NDArray[np.uint16], list[int], list[int]]]:
+    """What runs of 16-bit tensors store, up to `_PIECE` entries at a time.
+
+    Yields the words, and for each run in them which tensor it is of and how long it is.
+    """
+    buffer = np.empty(_PIECE, np.uint16)
+    memory = buffer.view(np.uint8).data
+    places: list[int] = []
+    lengths: list[int] = []
+    filled = 0
+    for place, (name, numel) in enumerate(tensors):
+        found = checkpoint.extents(name, 0, 2 * numel)
+        for start, count in _runs(name, checkpoint.info(name).shape, numel, share):
+            if filled + count > _PIECE:
+                yield buffer[:filled], places, lengths
+                places, lengths, filled = [], [], 0
+            into = memory[2 * filled : 2 * (filled + count)]
             if found is not None and len(found) == 1:
                 reader.read_into(found[0].path, found[0].offset + 2 * start, into)
             else:
                 checkpoint.read_into(name, 2 * start, into)
-            done += 2 * count
-        yield words
+            places.append(place)
+            lengths.append(count)
+            filled += count
+    if filled:
+        yield buffer[:filled], places, lengths
 
 
 def movable_shares(
@@ -217,7 +282,8 @@ def movable_shares(
     if not rows:
         return []
     numels = [pair.tensors[row].numel for row in rows]
-    counts = _weighted(iter(_gaps(pair, rows)), numels)
+    samples, of = _gaps(pair, rows)
+    counts = _weighted(samples[of], numels)
     if not counts.any():  # no weight is finite
         return []
     return [visible(counts, each, float32_master=False) for each in step_sizes]
@@ -271,13 +337,13 @@ def visible_share(checkpoint: Source, step_size: float, *, master: Master = "bfl
         )
     numels = [info.numel for info in wanted]
     tensors = [(info.name, info.dtype, info.numel) for info in wanted]
-    counts = _weighted(sample_gaps(opened, tensors, _least_pages(numels)), numels)
+    counts = _weighted(sample_gaps(opened, tensors, _share_of_each(numels)), numels)
     if not counts.any():
         raise SelectionError(f"{safe(opened.label)} holds only NaN and Inf, which no step moves")
     return visible(counts, step_size, float32_master=master == "float32")
 
 
-def _weighted(counts: Iterator[NDArray[np.int64]], numels: Sequence[int]) -> NDArray[np.float64]:
+def _weighted(counts: NDArray[np.int64], numels: Sequence[int]) -> NDArray[np.float64]:
     """Samples of several tensors as one, each counting for all of its tensor."""
     total = np.zeros(GAPS)
     for each, numel in zip(counts, numels, strict=True):

@@ -17,6 +17,8 @@ import numpy as np
 from pytest_subnet.scan.found import STRATA
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 
@@ -45,43 +47,58 @@ GAPS = 256
 _STEPS = 64
 """Grid points to a factor of two in s. The table is interpolated: its error is below 1e-4."""
 
-_erfc = np.frompyfunc(math.erfc, 1, 1)
+_FAR = 6.0
+"""Beyond it erfc is below 1e-16."""
 
 
-def population(words: NDArray[np.uint16], dtype: str) -> NDArray[np.int64]:
-    """How many of some 16-bit floats are in each stratum, as `stratum_of` counts these."""
-    bits, mantissa = _FORMATS[dtype].exponent_bits, _FORMATS[dtype].mantissa_bits
-    powers = words[(words & ((1 << mantissa) - 1)) == 0]
-    counts = np.empty((1 << bits, 2), np.int64)
-    # One histogram of all and one of the few powers: half the time of one of the strata.
-    everything, counts[:, 1] = (
-        np.bincount(each >> mantissa, minlength=2 << bits).reshape(2, -1).sum(axis=0)  # both signs
-        for each in (words, powers)
-    )
-    counts[:, 0] = everything - counts[:, 1]
-    return counts.reshape(-1)
-
-
-def sides(population: NDArray[np.int64], dtype: str) -> NDArray[np.int64]:
+def gaps_around(words: NDArray[np.uint16], lengths: Sequence[int], dtype: str) -> NDArray[np.int64]:
     """How often each gap occurs, counted once above and once below every finite weight.
 
     Args:
-        population: int64 `[..., strata]`, weights by stratum.
+        words: 16-bit floats as they are stored, one run after the other.
+        lengths: of the runs.
         dtype: one of `STRATA`.
 
     Returns:
-        int64 `[..., GAPS]`: position i is the gap 2^(LOWEST_GAP + i).
+        Int64 `[runs, GAPS]`: position i is the gap 2^(LOWEST_GAP + i).
     """
     form = _FORMATS[dtype]
-    first = form.lowest_gap - LOWEST_GAP
-    finite = (1 << form.exponent_bits) - 1  # the last exponent is that of NaN and Inf
-    some, powers = (population[..., i : 2 * finite : 2] for i in (0, 1))
-    counts = np.zeros((*population.shape[:-1], GAPS), np.int64)
-    # Subnormals lie as far apart as the smallest normals, and as far below the first of these.
-    counts[..., first] += 2 * (some[..., 0] + powers[..., 0]) + powers[..., 1]
-    counts[..., first : first + finite - 1] += 2 * some[..., 1:] + powers[..., 1:]
-    counts[..., first : first + finite - 2] += powers[..., 2:]
+    lowest = form.lowest_gap - LOWEST_GAP
+    first, everything, powers = exponents_of(words, lengths, dtype)
+    counts = np.zeros((len(lengths), GAPS), np.int64)
+    for column, exponent in enumerate(range(first, first + everything.shape[1])):
+        if exponent == (1 << form.exponent_bits) - 1:  # that of NaN and Inf
+            continue
+        # Subnormals lie as far apart as the smallest normals, and as far below the first of these.
+        above, below = (lowest + max(each, 1) - 1 for each in (exponent, exponent - 1))
+        counts[:, above] += 2 * everything[:, column] - powers[:, column]
+        counts[:, below] += powers[:, column]
     return counts
+
+
+def exponents_of(
+    words: NDArray[np.uint16], lengths: Sequence[int], dtype: str
+) -> tuple[int, NDArray[np.int64], NDArray[np.int64]]:
+    """How many weights have each exponent, run by run.
+
+    Returns:
+        The lowest exponent that occurs, as it is stored; int64 `[runs, exponents]` from that on, of
+        all weights; and the same of those whose mantissa is zero.
+    """
+    runs, form = len(lengths), _FORMATS[dtype]
+    is_power = (words & ((1 << form.mantissa_bits) - 1)) == 0
+    exponents = (words & 0x7FFF) >> form.mantissa_bits
+    first = int(exponents.min(initial=(1 << form.exponent_bits) - 1))
+    span = int(exponents.max(initial=first)) - first + 1
+    keys = exponents.astype(np.int64) - first
+    if runs > 1:
+        keys += np.repeat(np.arange(runs) * span, lengths)
+    # One histogram of all and one of the few powers: half the time of one of both.
+    everything, powers = (
+        np.bincount(each, minlength=runs * span).reshape(runs, span)
+        for each in (keys, keys[is_power])
+    )
+    return first, everything, powers
 
 
 def _relative_energy(r: float) -> float:
@@ -98,17 +115,22 @@ def _relative_energy(r: float) -> float:
 
 @cache
 def _table() -> NDArray[np.float64]:
-    """`_relative_energy` at 2^(i / _STEPS - 6), up to 2; below that nothing is stored."""
-    return np.array([_relative_energy(2 ** (i / _STEPS - 6)) for i in range(7 * _STEPS + 1)])
+    """0, then `_relative_energy` at 2^(i / _STEPS - 6), up to 2^200; below, nothing is stored."""
+    return np.array(
+        [0.0, *(_relative_energy(2 ** (i / _STEPS - 6)) for i in range(206 * _STEPS + 1))]
+    )
 
 
-def _looked_up(steps: NDArray[np.int64]) -> NDArray[np.float64]:
-    """`_relative_energy` at 2^(steps / _STEPS)."""
-    table = _table()
-    at = steps + 6 * _STEPS
-    wide = np.exp2(np.minimum(steps, 200 * _STEPS) / (_STEPS / 2)) + 1 / 12
-    inside = table[at.clip(0, table.size - 1)]
-    return np.where(at < 0, 0.0, np.where(at < table.size, inside, wide))
+@cache
+def _erfc_table() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Points between which erfc is linear to 1e-7."""
+    at = np.linspace(0, _FAR, 8193)
+    return at, np.array([math.erfc(each) for each in at])
+
+
+def _erfc(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of numbers that are not negative; 0 of NaN."""
+    return np.interp(np.nan_to_num(values, nan=_FAR), *_erfc_table(), right=0.0)
 
 
 def stored_energy(counts: NDArray[np.int64], step_size: float) -> float:
@@ -118,7 +140,7 @@ def stored_energy(counts: NDArray[np.int64], step_size: float) -> float:
     the few weights beside one.
 
     Args:
-        counts: int64 `[GAPS]`, as `sides` gives them.
+        counts: int64 `[GAPS]`, as `gaps_around` gives them.
         step_size: standard deviation of d, in weight units.
     """
     gaps = [(int(count), 2.0 ** (LOWEST_GAP + i)) for i, count in enumerate(counts) if count]
@@ -126,7 +148,7 @@ def stored_energy(counts: NDArray[np.int64], step_size: float) -> float:
 
 
 def solve_step_sizes(
-    counts: NDArray[np.int64], energies: NDArray[np.float64]
+    counts: NDArray[np.int64], energies: NDArray[np.float64], of: NDArray[np.intp]
 ) -> NDArray[np.float64]:
     """The s at which unstructured updates would have left the energies that were observed.
 
@@ -134,19 +156,21 @@ def solve_step_sizes(
     bisection, for all tensors at once.
 
     Args:
-        counts: int64 `[tensors, GAPS]`, as `sides` gives them.
+        counts: int64 `[samples, GAPS]`, as `gaps_around` gives them.
         energies: float64 `[tensors]`, mean of (stored difference)² over the weights; above zero.
+        of: intp `[tensors]`, which sample is of each.
 
     Returns:
         float64 `[tensors]`, in weight units; NaN where there is no weight.
     """
     used = np.flatnonzero(counts.any(axis=0))
     shares = counts[:, used] / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    squares = shares * np.exp2(2.0 * (LOWEST_GAP + used))
-    shifts = (LOWEST_GAP + used) * _STEPS
+    squares = (shares * np.exp2(2.0 * (LOWEST_GAP + used)))[of]
+    shifts = (LOWEST_GAP + used - 6) * _STEPS - 1  # to the place in the table
 
     def energy(at: NDArray[np.int64]) -> NDArray[np.float64]:
-        result: NDArray[np.float64] = (squares * _looked_up(at[:, None] - shifts)).sum(axis=1)
+        relative = _table().take(at[:, None] - shifts, mode="clip")
+        result: NDArray[np.float64] = np.einsum("ij,ij->i", squares, relative)
         return result
 
     low = np.full(len(energies), (LOWEST_GAP - 6) * _STEPS, np.int64)
@@ -158,17 +182,21 @@ def solve_step_sizes(
     with np.errstate(divide="ignore", invalid="ignore"):
         least, most = np.log(energy(low)), np.log(energy(high))
         part = np.nan_to_num((np.log(energies) - least) / (most - least), nan=1.0).clip(0, 1)
-    return np.where(counts.any(axis=1), np.exp2((low + part) / _STEPS), np.nan)
+    return np.where(counts.sum(axis=1)[of] > 0, np.exp2((low + part) / _STEPS), np.nan)
 
 
 def densities(
-    counts: NDArray[np.int64], step_sizes: NDArray[np.float64], atol: float = 0.0
+    counts: NDArray[np.int64],
+    step_sizes: NDArray[np.float64],
+    of: NDArray[np.intp],
+    atol: float = 0.0,
 ) -> NDArray[np.float64]:
     """The share of weights that unstructured updates d ~ N(0, s²) leave changed by more than atol.
 
     Args:
-        counts: int64 `[tensors, GAPS]`, as `sides` gives them.
+        counts: int64 `[samples, GAPS]`, as `gaps_around` gives them.
         step_sizes: float64 `[tensors]`, the s of each.
+        of: intp `[tensors]`, which sample is of each.
         atol: stored differences up to it count as unchanged.
 
     Returns:
@@ -178,9 +206,10 @@ def densities(
     gaps = np.exp2(1.0 * (LOWEST_GAP + used))
     least = (np.floor(atol / gaps) + 0.5) * gaps  # rounded up to the first difference that counts
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        shown = _erfc(least / (math.sqrt(2) * step_sizes[:, None])).astype(np.float64)
-        result: NDArray[np.float64] = (counts[:, used] * shown).sum(axis=1) / counts.sum(axis=1)
-    return result
+        shown = _erfc(least / (math.sqrt(2) * step_sizes[:, None]))
+        shares = counts[:, used] / counts.sum(axis=1, keepdims=True)
+    result: NDArray[np.float64] = (shares[of] * shown).sum(axis=1)
+    return np.where(counts.sum(axis=1)[of] > 0, result, np.nan)
 
 
 def visible(counts: NDArray[np.float64], step_size: float, *, float32_master: bool) -> float:
@@ -190,7 +219,8 @@ def visible(counts: NDArray[np.float64], step_size: float, *, float32_master: bo
     anywhere in the cell, with probability step / gap.
 
     Args:
-        counts: `[GAPS]`, as `sides` gives them; those of several tensors may be added with weights.
+        counts: `[GAPS]`, as `gaps_around` gives them; those of several tensors may be added with
+            weights.
         step_size: |step|, in weight units.
         float32_master: whether the step is added to a float32 copy of the weights.
     """

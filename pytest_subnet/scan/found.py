@@ -29,7 +29,9 @@ def rounded_to(dtype: str, tuned_dtype: str) -> str | None:
         dtype: in which base and tuned are compared.
         tuned_dtype: as which the tuned checkpoint stores its weights.
     """
-    return next((each for each in (dtype, tuned_dtype) if each in STRATA), None)
+    if dtype in STRATA:
+        return dtype
+    return tuned_dtype if tuned_dtype in STRATA else None
 
 
 class Found:

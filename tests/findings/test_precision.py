@@ -15,6 +15,7 @@ from pytest_subnet.findings.precision import movable_shares, visible_share
 
 DOCS = Path(__file__).parents[2] / "docs" / "findings"
 DTYPES = [torch.bfloat16, torch.float16]
+SHARE = precision._Share(64, 2048)
 
 
 def unstructured(dtype, scale, shape=(1536, 1024), seed=0):
@@ -196,7 +197,7 @@ def test_what_a_large_model_is_sampled_for_misses_no_columns_and_no_rows(case, m
 
 def entries_read(name, shape):
     """Row and column of each entry of the pages."""
-    runs = precision._runs(name, shape, math.prod(shape), least=64)
+    runs = precision._runs(name, shape, math.prod(shape), SHARE)
     assert {count for _, count in runs} == {2048}
     at = (np.array([start for start, _ in runs])[:, None] + np.arange(2048)).ravel()
     assert at.max() < math.prod(shape)
@@ -224,25 +225,45 @@ def test_pages_of_tensors_of_other_shapes_fall_everywhere(shape):
 
 def test_one_page_in_512_is_read_of_a_large_tensor_and_64_of_a_smaller_one():
     shape = 32768, 4096  # 128 * 512 pages
-    runs = precision._runs("w", shape, 1 << 27, least=64)
+    runs = precision._runs("w", shape, 1 << 27, SHARE)
     assert len(runs) == 128
-    assert runs == precision._runs("w", shape, 1 << 27, least=64)
-    assert runs != precision._runs("v", shape, 1 << 27, least=64)
-    assert len(precision._runs("w", (1000, 2048), 1000 * 2048, least=64)) == 64
+    assert runs == precision._runs("w", shape, 1 << 27, SHARE)
+    assert runs != precision._runs("v", shape, 1 << 27, SHARE)
+    assert len(precision._runs("w", (1000, 2048), 1000 * 2048, SHARE)) == 64
 
 
 def test_models_of_many_tensors_share_what_is_read():
-    assert precision._least_pages([1 << 23]) is None
-    assert precision._least_pages([1 << 24]) == 64
-    assert precision._least_pages([1 << 20] * 512) == 32
-    assert precision._least_pages([1 << 20] * 20_000) == 4
+    assert precision._share_of_each([1 << 23]) is None
+    assert precision._share_of_each([1 << 24]) == (64, 2048)
+    assert precision._share_of_each([1 << 20] * 512) == (32, 2048)
+    assert precision._share_of_each([1 << 20] * 4096) == (4, 2048)
+
+
+def test_of_thousands_of_tensors_those_of_one_sort_share_a_sample(monkeypatch):
+    base, tuned = {}, {}
+    for expert in range(12):
+        generator = torch.Generator().manual_seed(expert)
+        for kind, scale in (("up_proj", 0.02), ("down_proj", 0.2)):
+            name = f"model.layers.0.mlp.experts.{expert}.{kind}.weight"
+            base[name] = (torch.randn(64, 64, generator=generator) * scale).bfloat16()
+            step = torch.randn(64, 64, generator=generator) * 1e-4
+            tuned[name] = (base[name].float() + step).bfloat16()
+    alone = update_sparsity(open_pair(base, tuned))
+    monkeypatch.setattr(precision, "_MANY", 23)
+    together = open_pair(base, tuned)
+    one = update_sparsity(together, include="*experts.3.up_proj*")
+    shared = update_sparsity(together)
+    assert shared.expected_sparsity == pytest.approx(alone.expected_sparsity, abs=0.005)
+    assert one.per_tensor[0] in shared.per_tensor  # whatever was asked first
+    for mine, theirs in zip(shared.per_tensor, alone.per_tensor, strict=True):
+        assert mine.expected_sparsity == pytest.approx(theirs.expected_sparsity, abs=0.03)
 
 
 @pytest.mark.parametrize("numel", [0, 1, 2047, 2049, 64 * 2048, 1 << 20, (1 << 21) + 5])
 def test_all_of_a_small_model_is_read_and_of_a_tensor_of_few_pages(numel):
-    for least in (None, 64):
-        if least is None or numel <= 64 * 2048:
-            runs = precision._runs("w", (numel,), numel, least=least)
+    for share in (None, SHARE):
+        if share is None or numel <= 64 * 2048:
+            runs = precision._runs("w", (numel,), numel, share)
             assert [start for start, _ in runs] == list(range(0, numel, 1 << 20))
             assert sum(count for _, count in runs) == numel
 

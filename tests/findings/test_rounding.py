@@ -13,8 +13,8 @@ from pytest_subnet.findings.rounding import (
     GAPS,
     LOWEST_GAP,
     densities,
-    population,
-    sides,
+    exponents_of,
+    gaps_around,
     solve_step_sizes,
     stored_energy,
     visible,
@@ -22,13 +22,14 @@ from pytest_subnet.findings.rounding import (
 from pytest_subnet.scan.found import STRATA, stratum_of
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+ONE = np.zeros(1, np.intp)  # one sample, and one tensor that it is of
 SCALES = [1e-6, 1e-5, 1e-4, 1e-3]
 
 
 def gaps_of(weight):
     name = str(weight.dtype).removeprefix("torch.")
     words = weight.view(torch.int16).numpy().view(np.uint16).ravel()
-    return sides(population(words, name), name)
+    return gaps_around(words, [words.size], name)[0]
 
 
 def simulate(dtype, scale, seed=0):
@@ -69,7 +70,7 @@ def test_the_stored_energy_is_that_of_a_simulation(name, scale):
 def test_the_density_is_that_of_a_simulation(name, scale, atol):
     weight, moved = simulate(DTYPES[name], scale, seed=1)
     shown = (moved.double() - weight.double()).abs() > atol
-    predicted = densities(gaps_of(weight)[None], np.array([scale]), atol)[0]
+    predicted = densities(gaps_of(weight)[None], np.array([scale]), ONE, atol)[0]
     spread = math.sqrt(max(predicted, 1e-12) / weight.numel())
     assert predicted == pytest.approx(float(shown.double().mean()), abs=5 * spread)
 
@@ -85,7 +86,9 @@ def test_the_step_size_is_solved_as_brentq_solves_it(scale):
     # The first weights to move have tiny gaps: below 1e-9 nothing would be stored.
     exact = math.exp(brentq(miss, math.log(1e-8), math.log(10)))
     assert exact == pytest.approx(scale, rel=1e-6)
-    assert solve_step_sizes(counts[None], np.array([energy]))[0] == pytest.approx(scale, rel=1e-3)
+    assert solve_step_sizes(counts[None], np.array([energy]), ONE)[0] == pytest.approx(
+        scale, rel=1e-3
+    )
 
 
 @given(st.integers(-30, 5), st.floats(1e-6, 1e4))
@@ -93,22 +96,22 @@ def test_a_single_gap_has_the_step_size_that_gives_its_energy_back(gap, relative
     counts = np.zeros((1, GAPS), np.int64)
     counts[0, gap - LOWEST_GAP] = 2
     energy = relative_energy * 4.0**gap
-    solved = solve_step_sizes(counts, np.array([energy]))
+    solved = solve_step_sizes(counts, np.array([energy]), ONE)
     assert stored_energy(counts[0], solved[0]) == pytest.approx(energy, rel=2e-3)
 
 
 def test_tensors_are_solved_together_as_each_alone():
     counts = np.stack([gaps_of(simulate(dtype, 0.0)[0]) for dtype in DTYPES.values()])
     energies = np.array([1e-10, 1e-8])
-    together = solve_step_sizes(counts, energies)
-    alone = [solve_step_sizes(counts[i : i + 1], energies[i : i + 1])[0] for i in range(2)]
+    together = solve_step_sizes(counts, energies, np.arange(2))
+    alone = [solve_step_sizes(counts[i : i + 1], energies[i : i + 1], ONE)[0] for i in range(2)]
     assert together.tolist() == pytest.approx(alone, rel=1e-12)
 
 
 def test_a_sample_without_a_finite_weight_has_no_answer():
     counts = np.zeros((1, GAPS), np.int64)
-    assert math.isnan(solve_step_sizes(counts, np.array([1e-10]))[0])
-    assert math.isnan(densities(counts, np.array([1e-5]))[0])
+    assert math.isnan(solve_step_sizes(counts, np.array([1e-10]), ONE)[0])
+    assert math.isnan(densities(counts, np.array([1e-5]), ONE)[0])
 
 
 @pytest.mark.parametrize("step", [1e-6, 1e-5, 2e-5])
@@ -126,8 +129,20 @@ def test_what_a_step_can_move_is_that_of_a_simulation(step):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_strata_are_those_that_masks_are_counted_by(dtype):
-    words = np.arange(1 << 16, dtype=np.uint16)
-    by_one = np.bincount(stratum_of(words, STRATA[dtype]), minlength=STRATA[dtype])
-    assert population(words, dtype).tolist() == by_one.tolist()
-    assert population(words[:0], dtype).tolist() == [0] * STRATA[dtype]
+def test_exponents_are_those_that_masks_are_counted_by(dtype):
+    words = np.random.default_rng(0).permutation(np.arange(1 << 16, dtype=np.uint16))
+    strata = np.bincount(stratum_of(words, STRATA[dtype]), minlength=STRATA[dtype]).reshape(-1, 2)
+    first, everything, powers = exponents_of(words, [words.size], dtype)
+    assert first == 0
+    assert everything.tolist() == [strata.sum(axis=1).tolist()]
+    assert powers.tolist() == [strata[:, 1].tolist()]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_runs_are_counted_apart(dtype):
+    words = np.random.default_rng(0).integers(0, 1 << 16, 3000, dtype=np.uint16)
+    together = gaps_around(words, [1000, 1, 0, 1999], dtype)
+    apart = [
+        gaps_around(part, [part.size], dtype)[0] for part in np.split(words, [1000, 1001, 1001])
+    ]
+    assert together.tolist() == np.stack(apart).tolist()
