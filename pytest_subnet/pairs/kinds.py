@@ -57,8 +57,10 @@ def layer_of(name: str) -> int | None:
     >>> layer_of("model.layers.12.mlp.experts.3.up_proj.weight"), layer_of("lm_head.weight")
     (12, None)
     """
-    numbers = (part for part in name.split(".") if part.isdecimal() and len(part) <= _MOST_DIGITS)
-    return next((int(number) for number in numbers), None)
+    for part in name.split("."):
+        if part.isdecimal() and len(part) <= _MOST_DIGITS:
+            return int(part)
+    return None
 
 
 def kind_of(name: str, *, is_parameter: bool = False) -> str:

@@ -283,14 +283,11 @@ class _Alignment:
 
     def _kind(self, name: str, base_name: str | None, tuned_name: str | None) -> str:
         """What a tensor is for: buffer or not is known of a module, and else read off its name."""
-        stored = [
-            (side, own)
-            for side, own in ((self.base, base_name), (self.tuned, tuned_name))
-            if own is not None
-        ]
-        if any(own in side.buffers for side, own in stored):
+        if base_name in self.base.buffers or tuned_name in self.tuned.buffers:
             return "buffer"
-        return kind_of(name, is_parameter=any(side.shows_buffers for side, _ in stored))
+        in_base = base_name is not None and self.base.shows_buffers
+        in_tuned = tuned_name is not None and self.tuned.shows_buffers
+        return kind_of(name, is_parameter=in_base or in_tuned)
 
     def _problem(self, kind: str, name: str, text: str) -> None:
         self.problems.append(Problem(kind, name, text))
