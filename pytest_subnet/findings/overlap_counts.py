@@ -10,14 +10,15 @@ import numpy as np
 
 from pytest_subnet.errors import CheckpointError
 from pytest_subnet.findings.chance import Chance, by_rows_and_columns, by_strata, pooled
-from pytest_subnet.masks.bits import popcount, unpack
+from pytest_subnet.masks.bits import popcount
+from pytest_subnet.masks.marginals import marginals
 from pytest_subnet.pairs.kinds import kind_of, layer_of
 from pytest_subnet.scan.engines import cores
 from pytest_subnet.scan.found import STRATA
 from pytest_subnet.text import first_few, plural, safe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -177,32 +178,6 @@ def _marginal_products(masks: Masks, name: str) -> tuple[int, int] | None:
     if 1 in (height, width):  # keeping how full each column of one row is keeps every bit
         return None
     (rows_a, columns_a), (rows_b, columns_b) = (
-        _marginals(mask, name, tensor.numel, width) for mask in (masks.a, masks.b)
+        marginals(mask, name) for mask in (masks.a, masks.b)
     )
     return int(rows_a @ rows_b), int(columns_a @ columns_b)
-
-
-def _marginals(
-    mask: UpdateMask, name: str, numel: int, width: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """How many entries are in each row and in each column."""
-    rows, columns = [np.empty(0, np.int64)], np.zeros(width, np.int64)
-    for block in _row_blocks(mask, name, numel, width):
-        of_eight = np.bitwise_count(np.packbits(block, axis=1))  # a third of the time of a sum
-        rows.append(of_eight.sum(axis=1, dtype=np.int64))
-        for first in range(0, len(block), 255):  # as many as a byte counts: sums of bytes are quick
-            columns += np.add.reduce(block[first : first + 255], axis=0, dtype=np.uint8)
-    return np.concatenate(rows), columns
-
-
-def _row_blocks(mask: UpdateMask, name: str, numel: int, width: int) -> Iterator[NDArray[np.uint8]]:
-    """The entries of a tensor, 0 or 1, in runs of whole rows."""
-    rest = np.empty(0, np.uint8)
-    left = numel
-    for words in mask.words(name):
-        bits = unpack(words.view(np.uint8), min(left, words.size * 64)).view(np.uint8)
-        left -= bits.size
-        entries = np.concatenate([rest, bits]) if rest.size else bits
-        whole = entries.size // width * width
-        rest = entries[whole:]
-        yield entries[:whole].reshape(-1, width)
