@@ -7,7 +7,7 @@ at places drawn at random, so that a scan of the whole pair takes hardly longer 
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -130,12 +130,12 @@ def _gaps(pair: ModelPair, rows: Sequence[int]) -> tuple[NDArray[np.int64], NDAr
         alone = len(pair.tensors) <= _MANY
         keys = [row if alone else _sort(pair.tensors[row]) for row in rows]
         missing = {key: [row] for key, row in zip(keys, rows, strict=True) if key not in known}
+        if missing and alone:
+            least = _least_pages([each.numel for each in pair.tensors])
+            known.update(_sampled(pair, missing, least))
+        elif missing:
+            known.update(_sampled(pair, _members(pair, missing), _FEWEST))
         if missing:
-            share = _share_of_each([each.numel for each in pair.tensors])
-            if not alone:
-                share = _Share(_FEWEST, _PAGE)
-                missing = _members(pair, missing)
-            known.update(_sampled(pair, missing, share))
             pair.check_unchanged()
         place = {key: number for number, key in enumerate(dict.fromkeys(keys))}
         of = np.array([place[key] for key in keys], np.intp)
@@ -156,40 +156,33 @@ def _members(pair: ModelPair, sorts: Iterable[Hashable]) -> dict[Hashable, list[
 
 
 def _sampled(
-    pair: ModelPair, wanted: Mapping[Hashable, Sequence[int]], share: _Share | None
+    pair: ModelPair, wanted: Mapping[Hashable, Sequence[int]], least: int | None
 ) -> Iterator[tuple[Hashable, NDArray[np.int64]]]:
     """For each key, what the samples of its tensors add up to."""
     tensors = [pair.tensors[row] for rows in wanted.values() for row in rows]
     counts = sample_gaps(
-        pair.base, [(each.base_name, each.base_dtype, each.numel) for each in tensors], share
+        pair.base, [(each.base_name, each.base_dtype, each.numel) for each in tensors], least
     )
     ends = np.cumsum([len(rows) for rows in wanted.values()])
     yield from zip(wanted, (part.sum(axis=0) for part in np.split(counts, ends[:-1])), strict=True)
 
 
-class _Share(NamedTuple):
-    """How much is read at least of each tensor of a model: so many runs of so many entries."""
-
-    runs: int
-    entries: int
-
-
-def _share_of_each(numels: Sequence[int]) -> _Share | None:
-    """What each tensor of a model gets of what is read; None: all of it."""
+def _least_pages(numels: Sequence[int]) -> int | None:
+    """How many pages to read at least of each tensor of a model; None: all."""
     if sum(numels) <= _SMALL:
         return None
-    return _Share(max(_FEWEST, min(_ENOUGH, _SHARED // len(numels))), _PAGE)
+    return max(_FEWEST, min(_ENOUGH, _SHARED // len(numels)))
 
 
 def sample_gaps(
-    checkpoint: Checkpoint, tensors: Sequence[tuple[str, str, int]], share: _Share | None
+    checkpoint: Checkpoint, tensors: Sequence[tuple[str, str, int]], least: int | None
 ) -> NDArray[np.int64]:
     """How often each gap occurs around the weights of some tensors, as `gaps_around` counts them.
 
     Args:
         checkpoint: where they are.
         tensors: name, dtype (one of `STRATA`) and how many entries from the first on.
-        share: how much of each to read at least; None reads all.
+        least: how many pages of each to read at least; None reads all.
 
     Returns:
         Int64 `[tensors, GAPS]`.
@@ -199,16 +192,14 @@ def sample_gaps(
         for dtype in dict.fromkeys(dtype for _, dtype, _ in tensors):
             rows = np.array([row for row, each in enumerate(tensors) if each[1] == dtype])
             wanted = [(tensors[row][0], tensors[row][2]) for row in rows]
-            for words, places, lengths in _words(checkpoint, reader, wanted, share):
+            for words, places, lengths in _words(checkpoint, reader, wanted, least):
                 firsts = np.flatnonzero(np.diff(places, prepend=-1))  # a tensor's runs are together
                 counted = np.add.reduceat(gaps_around(words, lengths, dtype), firsts)
                 gaps[rows[places][firsts]] += counted
     return gaps
 
 
-def _runs(
-    name: str, shape: Sequence[int], numel: int, share: _Share | None
-) -> list[tuple[int, int]]:
+def _runs(name: str, shape: Sequence[int], numel: int, least: int | None) -> list[tuple[int, int]]:
     """First entry and length of what is read of a tensor: all of it, or some runs.
 
     Weights differ in scale by row and by column, and a fixed distance between runs can meet the
@@ -216,24 +207,24 @@ def _runs(
     parts, and so are their columns, which go with the rows in random order. The draw depends on
     the name and the size alone.
     """
-    if share is None or numel <= share.runs * share.entries:
+    if least is None or numel <= least * _PAGE:
         return [(start, min(_PIECE, numel - start)) for start in range(0, numel, _PIECE)]
     seed = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
-    parts = max(share.runs, numel // (_EVERY * _PAGE))
+    parts = max(least, numel // (_EVERY * _PAGE))
     random = np.random.default_rng(list(seed))
     width = shape[-1]
     places = (np.arange(parts) + random.random(parts)) / parts
     columns = random.permutation((np.arange(parts) + random.random(parts)) / parts)
     rows = (places * (numel // width)).astype(np.int64)
     starts = rows * width + (columns * width).astype(np.int64)
-    return [(start, share.entries) for start in np.minimum(starts, numel - share.entries).tolist()]
+    return [(start, _PAGE) for start in np.minimum(starts, numel - _PAGE).tolist()]
 
 
 def _words(
     checkpoint: Checkpoint,
     reader: FileReader,
     tensors: Sequence[tuple[str, int]],
-    share: _Share | None,
+    least: int | None,
 ) -> Iterator[tuple[NDArray[np.uint16], list[int], list[int]]]:
     """What runs of 16-bit tensors store, up to `_PIECE` entries at a time.
 
@@ -246,7 +237,7 @@ def _words(
     filled = 0
     for place, (name, numel) in enumerate(tensors):
         found = checkpoint.extents(name, 0, 2 * numel)
-        for start, count in _runs(name, checkpoint.info(name).shape, numel, share):
+        for start, count in _runs(name, checkpoint.info(name).shape, numel, least):
             if filled + count > _PIECE:
                 yield buffer[:filled], places, lengths
                 places, lengths, filled = [], [], 0
@@ -337,7 +328,7 @@ def visible_share(checkpoint: Source, step_size: float, *, master: Master = "bfl
         )
     numels = [info.numel for info in wanted]
     tensors = [(info.name, info.dtype, info.numel) for info in wanted]
-    counts = _weighted(sample_gaps(opened, tensors, _share_of_each(numels)), numels)
+    counts = _weighted(sample_gaps(opened, tensors, _least_pages(numels)), numels)
     if not counts.any():
         raise SelectionError(f"{safe(opened.label)} holds only NaN and Inf, which no step moves")
     return visible(counts, step_size, float32_master=master == "float32")

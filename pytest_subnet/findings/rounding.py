@@ -133,20 +133,6 @@ def _erfc(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.interp(np.nan_to_num(values, nan=_FAR), *_erfc_table(), right=0.0)
 
 
-def stored_energy(counts: NDArray[np.int64], step_size: float) -> float:
-    """Σ (stored difference)² to expect of an update d ~ N(0, step_size²).
-
-    The grid beyond the next power of two is taken to go on as before it, which is wrong only for
-    the few weights beside one.
-
-    Args:
-        counts: int64 `[GAPS]`, as `gaps_around` gives them.
-        step_size: standard deviation of d, in weight units.
-    """
-    gaps = [(int(count), 2.0 ** (LOWEST_GAP + i)) for i, count in enumerate(counts) if count]
-    return sum(n / 2 * gap * gap * _relative_energy(step_size / gap) for n, gap in gaps)
-
-
 def solve_step_sizes(
     counts: NDArray[np.int64], energies: NDArray[np.float64], of: NDArray[np.intp]
 ) -> NDArray[np.float64]:

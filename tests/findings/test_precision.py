@@ -15,7 +15,6 @@ from pytest_subnet.findings.precision import movable_shares, visible_share
 
 DOCS = Path(__file__).parents[2] / "docs" / "findings"
 DTYPES = [torch.bfloat16, torch.float16]
-SHARE = precision._Share(64, 2048)
 
 
 def unstructured(dtype, scale, shape=(1536, 1024), seed=0):
@@ -197,7 +196,7 @@ def test_what_a_large_model_is_sampled_for_misses_no_columns_and_no_rows(case, m
 
 def entries_read(name, shape):
     """Row and column of each entry of the pages."""
-    runs = precision._runs(name, shape, math.prod(shape), SHARE)
+    runs = precision._runs(name, shape, math.prod(shape), 64)
     assert {count for _, count in runs} == {2048}
     at = (np.array([start for start, _ in runs])[:, None] + np.arange(2048)).ravel()
     assert at.max() < math.prod(shape)
@@ -225,18 +224,18 @@ def test_pages_of_tensors_of_other_shapes_fall_everywhere(shape):
 
 def test_one_page_in_512_is_read_of_a_large_tensor_and_64_of_a_smaller_one():
     shape = 32768, 4096  # 128 * 512 pages
-    runs = precision._runs("w", shape, 1 << 27, SHARE)
+    runs = precision._runs("w", shape, 1 << 27, 64)
     assert len(runs) == 128
-    assert runs == precision._runs("w", shape, 1 << 27, SHARE)
-    assert runs != precision._runs("v", shape, 1 << 27, SHARE)
-    assert len(precision._runs("w", (1000, 2048), 1000 * 2048, SHARE)) == 64
+    assert runs == precision._runs("w", shape, 1 << 27, 64)
+    assert runs != precision._runs("v", shape, 1 << 27, 64)
+    assert len(precision._runs("w", (1000, 2048), 1000 * 2048, 64)) == 64
 
 
 def test_models_of_many_tensors_share_what_is_read():
-    assert precision._share_of_each([1 << 23]) is None
-    assert precision._share_of_each([1 << 24]) == (64, 2048)
-    assert precision._share_of_each([1 << 20] * 512) == (32, 2048)
-    assert precision._share_of_each([1 << 20] * 4096) == (4, 2048)
+    assert precision._least_pages([1 << 23]) is None
+    assert precision._least_pages([1 << 24]) == 64
+    assert precision._least_pages([1 << 20] * 512) == 32
+    assert precision._least_pages([1 << 20] * 4096) == 4
 
 
 def test_of_thousands_of_tensors_those_of_one_sort_share_a_sample(monkeypatch):
@@ -261,9 +260,9 @@ def test_of_thousands_of_tensors_those_of_one_sort_share_a_sample(monkeypatch):
 
 @pytest.mark.parametrize("numel", [0, 1, 2047, 2049, 64 * 2048, 1 << 20, (1 << 21) + 5])
 def test_all_of_a_small_model_is_read_and_of_a_tensor_of_few_pages(numel):
-    for share in (None, SHARE):
-        if share is None or numel <= 64 * 2048:
-            runs = precision._runs("w", (numel,), numel, share)
+    for least in (None, 64):
+        if least is None or numel <= 64 * 2048:
+            runs = precision._runs("w", (numel,), numel, least)
             assert [start for start, _ in runs] == list(range(0, numel, 1 << 20))
             assert sum(count for _, count in runs) == numel
 

@@ -12,11 +12,11 @@ from scipy.optimize import brentq
 from pytest_subnet.findings.rounding import (
     GAPS,
     LOWEST_GAP,
+    _relative_energy,
     densities,
     exponents_of,
     gaps_around,
     solve_step_sizes,
-    stored_energy,
     visible,
 )
 from pytest_subnet.scan.found import STRATA, stratum_of
@@ -24,6 +24,12 @@ from pytest_subnet.scan.found import STRATA, stratum_of
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 ONE = np.zeros(1, np.intp)  # one sample, and one tensor that it is of
 SCALES = [1e-6, 1e-5, 1e-4, 1e-3]
+
+
+def stored_energy(counts, step_size):
+    """Σ (stored difference)² to expect of an update d ~ N(0, step_size²), gap by gap."""
+    gaps = [(int(count), 2.0 ** (LOWEST_GAP + i)) for i, count in enumerate(counts) if count]
+    return sum(n / 2 * gap * gap * _relative_energy(step_size / gap) for n, gap in gaps)
 
 
 def gaps_of(weight):
