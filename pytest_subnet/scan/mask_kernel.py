@@ -2,8 +2,9 @@
 
 64 entries become one word: a comparison of vectors gives a bit an entry. Of 16-bit floats the
 strata are counted too (`Found`). Most of a tensor's exponents lie within eight of each other, so
-these are told apart by three bits of the exponent, each a word as well, and counted by popcounts;
-what lies outside, and the entries whose mantissa is zero, are counted one by one.
+these are told apart by three bits of the exponent, each a word as well, and counted by popcounts of
+what is common to them; what lies outside, and the entries whose mantissa is zero, are counted one
+by one. Each step goes through a run of words in a loop of its own: one loop for all is slower.
 """
 
 # Numba compiles this module, as it does `numba_kernel`.
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
 _GROUP = 64
 _SAMPLE = 8 * _GROUP
-_TALLIED = 64
+_SLICED = 256
 _WINDOW_BITS = 3
 _WINDOW = 1 << _WINDOW_BITS
 
@@ -137,11 +138,11 @@ def _pack_64(typingctx, flags, start):
 
 
 @intrinsic
-def _tally_64(typingctx, words, start, members, first, population, chosen):
-    """Count 64 words whose exponent is `first` up to `first + 7`; gives the others.
+def _slice_64(typingctx, words, start, first, planes, group):
+    """Slice the exponents of 64 words, less `first`, into their three lowest bits.
 
-    Words with a zero mantissa are among the others. Added to are `population`, int64 `[8]`, and,
-    for those of `members`, `chosen`.
+    `planes`, uint64 `[4, groups]`, gets one word that has a bit for each entry whose exponent is
+    `first` up to `first + 7`, zero mantissas apart, and one for each bit sliced. Gives the others.
     """
     shift, exponents = _FORMATS.get(words.dtype, (0, 0))
 
@@ -154,30 +155,50 @@ def _tally_64(typingctx, words, start, members, first, population, chosen):
         exponent = builder.trunc(builder.lshr(loaded, _group(_I16, shift)), _group(_I8))
         exponent = builder.and_(exponent, _group(_I8, exponents))
         lowest = builder.insert_element(
-            ir.Constant(_group(_I8), ir.Undefined), args[3], ir.Constant(_I32, 0)
+            ir.Constant(_group(_I8), ir.Undefined), args[2], ir.Constant(_I32, 0)
         )
         relative = builder.sub(exponent, builder.shuffle_vector(lowest, lowest, _group(_I32, 0)))
         within = builder.icmp_unsigned("<", relative, _group(_I8, _WINDOW))
-        counted = builder.bitcast(builder.and_(ordinary, within), _I64)
-        parts = [counted]
+        sliced = [builder.bitcast(builder.and_(ordinary, within), _I64)]
         shifted = builder.shl(relative, _group(_I8, 8 - _WINDOW_BITS))
         for _ in range(_WINDOW_BITS):
-            is_set = builder.bitcast(builder.icmp_signed("<", shifted, _group(_I8, 0)), _I64)
+            sliced.append(builder.bitcast(builder.icmp_signed("<", shifted, _group(_I8, 0)), _I64))
             shifted = builder.add(shifted, shifted)
-            is_clear = builder.not_(is_set)
-            parts = [builder.and_(part, half) for part in parts for half in (is_clear, is_set)]
-        for position, part in enumerate(parts):
-            for table, value, found in (
-                (signature.args[4], args[4], part),
-                (signature.args[5], args[5], builder.and_(part, args[2])),
-            ):
-                data = context.make_array(table)(context, builder, value).data
-                place = builder.gep(data, [_I64(position)])
-                builder.store(builder.add(builder.load(place), builder.ctpop(found)), place)
-        return builder.not_(counted)
+        data = context.make_array(signature.args[3])(context, builder, args[3]).data
+        for plane, word in enumerate(sliced):
+            place = builder.add(args[4], _I64(plane * _SLICED))
+            builder.store(word, builder.gep(data, [place]))
+        return builder.not_(sliced[0])
 
-    signature = types.uint64(words, start, types.uint64, types.uint8, _COUNTS, _COUNTS)
-    return signature, generate
+    planes_type = types.Array(types.uint64, 2, "C")
+    return types.uint64(words, types.int64, types.uint8, planes_type, types.int64), generate
+
+
+@njit(nogil=True)
+def _add_up(planes, chosen, sums):
+    """Add to `sums`, int64 `[8]`, how many of the chosen entries are at each of eight exponents."""
+    all_here, fours, twos, ones = 0, 0, 0, 0
+    sixes, fives, threes, sevens = 0, 0, 0, 0
+    for group in range(chosen.size):
+        here = planes[0, group] & chosen[group]
+        four, two, one = planes[1, group] & here, planes[2, group] & here, planes[3, group] & here
+        all_here += _popcount(here)
+        fours += _popcount(four)
+        twos += _popcount(two)
+        ones += _popcount(one)
+        sixes += _popcount(four & two)
+        fives += _popcount(four & one)
+        threes += _popcount(two & one)
+        sevens += _popcount(four & two & one)
+    # Each is counted in all that its bits contain: inclusion and exclusion.
+    sums[0] += all_here - fours - twos - ones + sixes + fives + threes - sevens
+    sums[1] += ones - fives - threes + sevens
+    sums[2] += twos - sixes - threes + sevens
+    sums[3] += threes - sevens
+    sums[4] += fours - sixes - fives + sevens
+    sums[5] += fives - sevens
+    sums[6] += sixes - sevens
+    sums[7] += sevens
 
 
 @intrinsic
@@ -268,6 +289,40 @@ def _count_one_by_one(words, marked, population, members):
 
 
 @njit(nogil=True)
+def _find_bits(words, places):
+    """The places of the bits that are set; gives their number."""
+    found = 0
+    first, lowest = np.uint64(0), np.uint64(1)
+    for position in range(words.size):
+        word = words[position]
+        more = _popcount(word)
+        # Three are written whether they are there or not: mostly there are no more, and a loop
+        # whose length no processor can foresee costs more than all the rest.
+        places[found] = first + np.uint64(_lowest_bit(word))
+        word &= word - lowest
+        places[found + 1] = first + np.uint64(_lowest_bit(word))
+        word &= word - lowest
+        places[found + 2] = first + np.uint64(_lowest_bit(word))
+        for place in range(found + 3, found + more):
+            word &= word - lowest
+            places[place] = first + np.uint64(_lowest_bit(word))
+        found += more
+        first += np.uint64(_GROUP)
+    return found
+
+
+@njit(nogil=True)
+def _count_at(places, words, marked, population, members):
+    """Count the strata of the entries at some places."""
+    for position in range(places.size):
+        place = np.uint64(places[position])
+        stratum = _stratum(words[place])
+        member = marked[place >> np.uint64(6)] >> (place & np.uint64(63)) & np.uint64(1)
+        population[stratum] += 1
+        members[stratum] += np.int64(member)
+
+
+@njit(nogil=True)
 def _busiest_window(population):
     """The first of eight exponents that cover most of what has been counted."""
     best, most = 0, population[: 2 * _WINDOW : 2].sum()
@@ -289,29 +344,20 @@ def _count_strata(words, marked, population, members):
         _count_one_by_one(words[: start * _GROUP], marked, population, members)
     first = _busiest_window(population) if start < whole else 0
     inside, chosen = np.zeros(_WINDOW, np.int64), np.zeros(_WINDOW, np.int64)
-    places = np.empty(_TALLIED * _GROUP + 2, np.int32)
-    for begin in range(start, whole, _TALLIED):
-        found = 0
-        for group in range(begin, min(begin + _TALLIED, whole)):
-            others = _tally_64(
-                words, group * _GROUP, marked[group], np.uint8(first), inside, chosen
+    others = np.empty(_SLICED, np.uint64)
+    planes = np.empty((1 + _WINDOW_BITS, _SLICED), np.uint64)
+    places = np.empty(_SLICED * _GROUP + 3, np.uint64)
+    for begin in range(start, whole, _SLICED):
+        groups = min(_SLICED, whole - begin)
+        for group in range(groups):
+            others[group] = _slice_64(
+                words, (begin + group) * _GROUP, np.uint8(first), planes, group
             )
-            more = _popcount(others)
-            # Two are written whether they are there or not: mostly there are no more, and a loop
-            # whose length no processor can foresee costs more than all the rest.
-            places[found] = group * _GROUP + _lowest_bit(others)
-            others &= others - np.uint64(1)
-            places[found + 1] = group * _GROUP + _lowest_bit(others)
-            for position in range(found + 2, found + more):
-                others &= others - np.uint64(1)
-                places[position] = group * _GROUP + _lowest_bit(others)
-            found += more
-        for position in range(found):
-            place = places[position]
-            stratum = _stratum(words[place])
-            member = marked[place // _GROUP] >> np.uint64(place % _GROUP)
-            population[stratum] += 1
-            members[stratum] += np.int64(member & np.uint64(1))
+        _add_up(planes, planes[0, :groups], inside)
+        _add_up(planes, marked[begin : begin + groups], chosen)
+        run = slice(begin * _GROUP, (begin + groups) * _GROUP)
+        found = _find_bits(others[:groups], places)
+        _count_at(places[:found], words[run], marked[begin : begin + groups], population, members)
     for position in range(_WINDOW):
         population[2 * (first + position)] += inside[position]
         members[2 * (first + position)] += chosen[position]
