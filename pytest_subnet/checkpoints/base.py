@@ -61,6 +61,8 @@ class Checkpoint(ABC):
         shows_buffers: whether names that are not in `buffers` are certainly weights.
         shows_ties: whether names that are not in `ties` are certainly tensors of their own.
         directory: where its files are; None for weights in memory.
+        notes: what whoever reads a result must know of how the weights were come by, a sentence
+            each: merged from an adapter, dequantised; every result of a pair shows them.
         is_live: whether someone else holds its weights and can write to them unseen; what was
             counted of them is counted again when it is asked for.
 
@@ -78,6 +80,7 @@ class Checkpoint(ABC):
     shows_buffers: bool = False
     shows_ties: bool = False
     directory: Path | None = None
+    notes: tuple[str, ...] = ()
     is_live: bool = False
 
     @abstractmethod

@@ -17,7 +17,7 @@ from pytest_subnet.errors import CheckpointError
 from pytest_subnet.text import first_few, plural, safe
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     import torch
 
@@ -29,6 +29,9 @@ _TORCH_SUFFIXES = (".bin", ".pt", ".pth")
 _TORCH_INDEX = ".bin.index.json"
 _INDEXES = (safetensors.INDEX_SUFFIX, _TORCH_INDEX)
 _ADAPTER = "adapter_model"
+
+_FORMATS: tuple[tuple[Callable[[Sequence[str]], bool], Callable[[Path, str], Checkpoint]], ...] = ()
+"""What a directory is by the names in it, and how it is opened; the first that fits counts."""
 
 
 def open_checkpoint(source: Source) -> Checkpoint:
@@ -112,6 +115,9 @@ def _open_directory(directory: Path, label: str) -> Checkpoint:
         present = sorted(entry.name for entry in directory.iterdir())
     except OSError as error:
         raise unreadable(directory, error) from error
+    for recognises, open_format in _FORMATS:
+        if recognises(present):
+            return open_format(directory, label)
     _refuse_adapter(directory, present)
     for index_suffix, suffixes, preferred in (
         (safetensors.INDEX_SUFFIX, (".safetensors",), "model.safetensors"),

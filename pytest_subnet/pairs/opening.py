@@ -108,7 +108,7 @@ class _Alignment:
         self.base, self.tuned = base, tuned
         self.vocab, self.as_dtype = vocab, as_dtype
         self.problems: list[Problem] = []
-        self.notes: list[str] = []
+        self.notes = [*base.notes, *tuned.notes]
         self.tied: dict[str, str] = {}
         self.second_names: list[tuple[Checkpoint, str, str]] = []
         self.new_names = _renamed(tuned, rename)
