@@ -20,7 +20,7 @@ from pytest_subnet.scan.comparing import Compare, bounds_of
 from pytest_subnet.scan.counters import Counters
 from pytest_subnet.scan.engines import cores
 from pytest_subnet.scan.kernels import device_kernel, has_triton
-from pytest_subnet.scan.units import UNIT_BYTES
+from pytest_subnet.scan.units import UNIT_BYTES, halves
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -125,7 +125,7 @@ class CompareOnGpu:
                 lanes[0].compare(unit, reader, counters)
                 return counters
 
-            yield compare
+            yield lambda unit: _in_pieces(compare, unit, self.tolerances, self.device)
 
     def _compare_in_place(self, unit: ScanUnit, counters: Counters) -> bool:
         """Compare what lies in the memory of the GPU; False where it does not."""
@@ -154,6 +154,45 @@ class CompareOnGpu:
             counters
         )
         return True
+
+
+def _in_pieces(
+    compare: Callable[[ScanUnit], Counters],
+    unit: ScanUnit,
+    tolerances: tuple[Tolerance, ...],
+    device: str,
+) -> Counters:
+    """What `compare` counts in `unit`; in two halves where the GPU has no room for the whole.
+
+    Raises:
+        SubnetError: there is not even room for a small part of it.
+    """
+    import torch
+
+    try:
+        return compare(unit)
+    except torch.OutOfMemoryError as error:
+        parts = halves(unit) if unit.nbytes > 2 * _LEAST_BYTES else None
+        if parts is None:
+            raise _no_room(device, f"{unit.nbytes:,} bytes of the pair") from error
+    counters = Counters(len(unit.segments), tolerances)
+    first, second = parts
+    whole = len(unit.segments)
+    rows = np.arange(len(first.segments)), np.arange(whole - len(second.segments), whole)
+    for part, at in zip(parts, rows, strict=True):
+        counters.add(at, _in_pieces(compare, part, tolerances, device))
+    return counters
+
+
+def _no_room(device: str, what: str) -> SubnetError:
+    import torch
+
+    free, total = torch.cuda.mem_get_info(device)
+    return SubnetError(
+        f"no room to compare on {device}: {what} do not fit; "
+        f"{free:,} of its {total:,} bytes are free; free some (torch.cuda.empty_cache()) or "
+        'compare on the CPU with device="cpu" (--subnet-device cpu)'
+    )
 
 
 class _Lane:
@@ -230,10 +269,4 @@ def _lane(device: str) -> _Lane:
             if nbytes > _LEAST_BYTES:
                 nbytes //= 2
                 continue
-            free, total = torch.cuda.mem_get_info(device)
-            raise SubnetError(
-                f"no room to compare on {device}: 2 pieces of {nbytes:,} bytes do not fit; "
-                f"{free:,} of its {total:,} bytes are free; free some "
-                '(torch.cuda.empty_cache()) or compare on the CPU with device="cpu" '
-                "(--subnet-device cpu)"
-            ) from error
+            raise _no_room(device, f"2 pieces of {nbytes:,} bytes") from error

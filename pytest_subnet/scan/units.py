@@ -140,3 +140,60 @@ def _extents(
                 path, offset, end = extent.path, extent.offset, extent.offset
             end += extent.nbytes
     return (*joined, Extent(path, offset, end - offset))
+
+
+def halves(unit: ScanUnit) -> tuple[ScanUnit, ScanUnit] | None:
+    """`unit` cut in the middle, for where there is no room for it; None where it is one entry.
+
+    A segment that lies on the cut is in both.
+    """
+    middle = unit.count // 2
+    if not middle:
+        return None
+    first, second = _split(unit.segments, middle)
+    return (
+        unit._replace(
+            segments=first,
+            base=_part(unit.base, 0, middle * DTYPES[unit.base_dtype].itemsize),
+            tuned=_part(unit.tuned, 0, middle * DTYPES[unit.tuned_dtype].itemsize),
+        ),
+        unit._replace(
+            segments=second,
+            base=_part(unit.base, middle * DTYPES[unit.base_dtype].itemsize),
+            tuned=_part(unit.tuned, middle * DTYPES[unit.tuned_dtype].itemsize),
+        ),
+    )
+
+
+def _split(
+    segments: Sequence[Segment], entries: int
+) -> tuple[tuple[Segment, ...], tuple[Segment, ...]]:
+    """The first `entries` entries of some segments, and the others."""
+    first: list[Segment] = []
+    second: list[Segment] = []
+    for segment in segments:
+        taken = min(segment.count, entries)
+        left = segment.count - taken
+        if taken:
+            first.append(segment._replace(count=taken))
+        if left:
+            second.append(segment._replace(start=segment.start + taken, count=left))
+        entries -= taken
+    return tuple(first), tuple(second)
+
+
+def _part(
+    extents: Sequence[Extent] | None, start: int, stop: int | None = None
+) -> tuple[Extent, ...] | None:
+    """The bytes from `start` up to `stop` of some extents."""
+    if extents is None:
+        return None
+    found = []
+    end = sum(extent.nbytes for extent in extents) if stop is None else stop
+    position = 0
+    for path, offset, nbytes in extents:
+        first, last = max(start - position, 0), min(end - position, nbytes)
+        if first < last:
+            found.append(Extent(path, offset + first, last - first))
+        position += nbytes
+    return tuple(found)

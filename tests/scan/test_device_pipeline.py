@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from pytest_subnet import SubnetError, open_pair
 from pytest_subnet.checkpoints.base import Extent
@@ -16,10 +17,14 @@ from pytest_subnet.scan.comparing import Compare
 from pytest_subnet.scan.device_pipeline import CompareOnGpu, comparing, gpu_of
 from pytest_subnet.scan.gathering import scan
 from pytest_subnet.scan.torch_kernel import TorchKernel
+from pytest_subnet.scan.units import cut
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from pytest_subnet.scan.counters import Counters
+    from pytest_subnet.scan.units import ScanUnit
 
 MB = 1024 * 1024
 
@@ -133,3 +138,50 @@ def test_in_memory_and_from_files_the_integers_are_those_of_the_cpu(
     wanted, *got = (scan(pair, range(3), (PAPER,)).integers.tolist() for pair in pairs)
     assert got == [wanted] * 3
     assert np.array(wanted).all(axis=0)[0]
+
+
+def comparing_at_most(most: int) -> Callable[[ScanUnit], Counters]:
+    """A comparison on a GPU that has room for so many bytes of a pair in files."""
+    work = Compare(kernels.choose_kernel(None), (PAPER,), None, None)
+
+    def compare(unit: ScanUnit) -> Counters:
+        if unit.nbytes > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate a piece")
+        with work.open() as within:
+            return within(unit)
+
+    return compare
+
+
+@pytest.mark.parametrize("most", [4 * MB, 7 * MB, 64 * MB])
+def test_what_does_not_fit_is_compared_in_halves(tmp_path: Path, most: int) -> None:
+    random = torch.Generator().manual_seed(5)
+    shapes = {"a.weight": (700, 1001), "b.bias": (3,), "c.weight": (2048, 1024), "d.norm": (1,)}
+    base = {name: torch.randn(shape, generator=random) for name, shape in shapes.items()}
+    tuned = {name: value + (torch.rand(value.shape) < 0.1) for name, value in base.items()}
+    for side, tensors in (("base", base), ("tuned", tuned)):
+        save_file(tensors, tmp_path / f"{side}.safetensors")
+    pair = open_pair(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors")
+    for unit in cut(pair, range(len(pair.tensors))):
+        whole = comparing_at_most(10**12)(unit)
+        pieces = device_pipeline._in_pieces(comparing_at_most(most), unit, (PAPER,), "cuda:0")
+        assert (pieces.integers == whole.integers).all()
+        assert (pieces.peaks == whole.peaks).all()
+        np.testing.assert_allclose(pieces.sums, whole.sums, rtol=1e-6)
+
+
+def test_where_not_even_a_small_part_fits_the_numbers_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for side in ("base", "tuned"):
+        save_file({"w": torch.full((1024, 1024), len(side))}, tmp_path / f"{side}.safetensors")
+    pair = open_pair(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors")
+    (unit,) = cut(pair, [0])
+    monkeypatch.setattr(torch.cuda, "mem_get_info", {"cuda:1": (512, 85_000_000_000)}.get)
+    with pytest.raises(SubnetError) as caught:
+        device_pipeline._in_pieces(comparing_at_most(0), unit, (PAPER,), "cuda:1")
+    assert str(caught.value) == (
+        "no room to compare on cuda:1: 2,097,152 bytes of the pair do not fit; 512 of its "
+        "85,000,000,000 bytes are free; free some (torch.cuda.empty_cache()) or compare on the "
+        'CPU with device="cpu" (--subnet-device cpu)'
+    )
