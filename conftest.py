@@ -1,9 +1,10 @@
 """For all tests: pytest inside pytest, and the documentation's code blocks as tests.
 
 Each page of the documentation, and each docstring, runs in a directory of its own which holds the
-checkpoints `base` and `tuned`. In a page, blocks of Python run one after the other; a block whose
-first line names a file (`# test_release.py`) becomes that file; a console block runs its commands
-and holds what they print to the lines below each, in which `*` stands for anything.
+checkpoints `base` and `tuned`, and `adapter`, one on `base`. In a page, blocks of Python run one
+after the other; a block whose first line names a file (`# test_release.py`) becomes that file; a
+console block runs its commands and holds what they print to the lines below each, in which `*`
+stands for anything.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import atexit
 import doctest
 import functools
+import json
 import os
 import re
 import shutil
@@ -53,6 +55,24 @@ def make_pair(root: Path) -> None:
         model.save_pretrained(root / "tuned")
 
 
+def make_adapter(root: Path) -> None:
+    """Write `adapter` for the `base` that `make_pair` writes: LoRA of rank 4, as peft saves it."""
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = {}
+    generator = torch.Generator().manual_seed(0)
+    for layer in range(2):
+        for module, width in (("self_attn.q_proj", 64), ("mlp.down_proj", 128)):
+            key = f"base_model.model.model.layers.{layer}.{module}"
+            tensors[f"{key}.lora_A.weight"] = 0.1 * torch.randn(4, width, generator=generator)
+            tensors[f"{key}.lora_B.weight"] = 0.0002 * torch.randn(64, 4, generator=generator)
+    config = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj", "down_proj"]}
+    (root / "adapter").mkdir()
+    (root / "adapter" / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    save_file(tensors, root / "adapter" / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
 @pytest.fixture(scope="session")
 def llama_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory that holds the checkpoints `base` and `tuned`; not to be written to."""
@@ -70,6 +90,7 @@ def _checkpoints() -> Path:
     root = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, root)
     make_pair(root)
+    make_adapter(root)
     model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=16))
     model.save_pretrained(root / "tied_base")
     with torch.no_grad():

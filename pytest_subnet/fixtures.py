@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
+from pytest_subnet.devices import follows
 from pytest_subnet.errors import SubnetError
 from pytest_subnet.marker import what_is_wrong_with
 from pytest_subnet.reports.session import report_key
@@ -99,7 +100,7 @@ def subnet_device(pytestconfig: pytest.Config) -> str:
     if count == 0:
         return "cpu"
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
-    number = int(worker[2:]) if worker.startswith("gw") else 0
+    number = int(worker[2:] if worker.startswith("gw") else os.environ.get("LOCAL_RANK") or 0)
     return asked if asked is not None and ":" in asked else f"cuda:{number % count}"
 
 
@@ -114,7 +115,9 @@ def open_model_pair(request: pytest.FixtureRequest, pytestconfig: pytest.Config)
             assert_update_sparsity(open_model_pair("base", "run-1"), at_least=0.7)
     """
     settings = pytestconfig.stash[settings_key]
-    device = request.getfixturevalue("subnet_device") if settings.device else None
+    device = settings.device
+    if device and settings.engine != "ray":  # the GPUs of a cluster need not be here
+        device = request.getfixturevalue("subnet_device")
     sources = _Sources(settings.root)
     pairs: dict[tuple[Hashable, ...], ModelPair] = {}
 
@@ -127,7 +130,7 @@ def open_model_pair(request: pytest.FixtureRequest, pytestconfig: pytest.Config)
         as_dtype: str | None = None,
     ) -> ModelPair:
         from pytest_subnet.pairs.opening import open_pair
-        from pytest_subnet.scan.gathering import declare
+        from pytest_subnet.scan.gathering import declare, remember_in
 
         _check_types(rename, vocab, as_dtype)
         left, right = sources.open(base), sources.open(tuned)
@@ -135,13 +138,34 @@ def open_model_pair(request: pytest.FixtureRequest, pytestconfig: pytest.Config)
         key = (left.label, left.identity(), right.label, right.identity(), renamed, vocab, as_dtype)
         if key not in pairs:
             pairs[key] = open_pair(
-                left, right, rename=rename, vocab=vocab, as_dtype=as_dtype, device=device
+                left,
+                right,
+                rename=rename,
+                vocab=vocab,
+                as_dtype=as_dtype,
+                device=device,
+                engine=settings.engine,
             )
             declare(pairs[key], settings.parsed_tolerances())
-            pytestconfig.stash[report_key].watch(pairs[key])
+            directory = _cache_directory(pytestconfig)
+            if directory is not None:
+                remember_in(pairs[key], directory)
+            if not follows():  # all processes of a launcher read the same files
+                pytestconfig.stash[report_key].watch(pairs[key])
         return pairs[key]
 
     return open_model_pair
+
+
+def _cache_directory(config: pytest.Config) -> Path | None:
+    """Where this run and its workers keep what they count; None without pytest's cache."""
+    cache: pytest.Cache | None = getattr(config, "cache", None)  # none with -p no:cacheprovider
+    if cache is None:
+        return None
+    try:
+        return cache.mkdir("subnet")
+    except OSError:  # nothing can be written below the rootdir
+        return None
 
 
 def _check_types(rename: object, vocab: object, as_dtype: object) -> None:
@@ -221,6 +245,8 @@ def open_trajectory(pytestconfig: pytest.Config) -> OpenTrajectory:
         key = (as_dtype, *((each.label, each.identity()) for each in checkpoints))
         if key not in known:
             known[key] = align(names, checkpoints, as_dtype)
+            for pair in known[key].pairs:
+                pair.engine = settings.engine
             declare(known[key], settings.parsed_tolerances())
         return known[key]
 
@@ -266,23 +292,46 @@ def _open_marked(keywords: Any, open_model_pair: OpenModelPair) -> ModelPair:
 
 @pytest.fixture(scope="session")
 def causal_lm_pair(
-    pytestconfig: pytest.Config, model_pair: ModelPair, subnet_device: str
+    request: pytest.FixtureRequest,
+    pytestconfig: pytest.Config,
+    model_pair: ModelPair,
+    subnet_device: str,
 ) -> CausalLMPair:
     """Both models of `model_pair`, whole, loaded by transformers on `subnet_device`, in eval mode.
 
     A named tuple `(base, tuned, tokenizer)`; the tokenizer is None where there is none. Says before
-    it loads what the two need and what is free, and fails when they do not fit.
+    it loads what the two need and what is free, and fails when they do not fit. With the parameter
+    `{"share_identical": True}` weights with the same bits in both are held once; then neither model
+    can be trained, and a write to such a weight shows in both.
 
         def test_still_talks(causal_lm_pair):
             base, tuned, tokenizer = causal_lm_pair
+
+        @pytest.mark.parametrize("causal_lm_pair", [{"share_identical": True}], indirect=True)
+        def test_in_less_memory(causal_lm_pair): ...
     """
     from pytest_subnet.pairs.causal_lm import load_causal_lm_pair, room_for
 
+    shares = _asks_to_share(getattr(request, "param", {}))
     try:
-        say(pytestconfig, f"causal_lm_pair: {room_for(model_pair, subnet_device)}")
-        return load_causal_lm_pair(model_pair, subnet_device)
+        room = room_for(model_pair, subnet_device, share_identical=shares)
+        if not follows():
+            say(pytestconfig, f"causal_lm_pair: {room}")
+        return load_causal_lm_pair(model_pair, subnet_device, share_identical=shares)
     except SubnetError as error:
         _fail(error)
+
+
+def _asks_to_share(keywords: object) -> bool:
+    """What the parameter of `causal_lm_pair` asks for."""
+    if keywords == {}:
+        return False
+    if not isinstance(keywords, Mapping) or keywords.keys() != {"share_identical"}:
+        _fail(
+            'parametrize("causal_lm_pair", …, indirect=True) takes {"share_identical": True} or '
+            f'{{"share_identical": False}}, not {safe(repr(keywords))}'
+        )
+    return bool(keywords["share_identical"])
 
 
 def _fail(reason: object) -> NoReturn:
@@ -295,6 +344,7 @@ def record_update(pytestconfig: pytest.Config) -> RecordUpdate:
     """Records what a block of code does to the weights of a model in memory.
 
     Keeps a copy of the weights before: on the CPU, or with `keep_on="device"` beside the model.
+    Under torchrun every process records its own part, and all get the counts of the whole model.
 
         def test_step(record_update):
             with record_update(model) as update:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_subnet import progress
+from pytest_subnet.devices import follows
 from pytest_subnet.fixtures import (
     causal_lm_pair,
     model_pair,
@@ -71,7 +73,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     """Collect what the test measures, and let progress bars reach the terminal."""
     with (
         recording_to(PropertySink(item.user_properties)),
-        progress.shown_on(TerminalStream.of(item.config)),
+        progress.shown_on(None if follows() else TerminalStream.of(item.config)),
     ):
         return (yield)
 
@@ -84,7 +86,10 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Under xdist, send what this worker scanned to the controller."""
+    """Stop a cluster that this run started; under xdist, send the controller what was scanned."""
+    engine = sys.modules.get("pytest_subnet.scan.ray_cluster")
+    if engine is not None:  # nothing was started by what was not imported
+        engine.disconnect()
     output = getattr(session.config, "workeroutput", None)
     if output is not None:
         output["subnet"] = session.config.stash[report_key].tables()

@@ -29,6 +29,7 @@ class Settings:
         base: where `model_pair` finds the base: an absolute path or a hub id.
         tuned: where it finds the tuned checkpoint.
         device: the device that was asked for by name; None leaves the choice.
+        engine: who does the work, `"threads"` or `"ray"`; None is threads.
         tolerances: counted in every scan, besides same bits and 1e-5.
         root: pytest's rootdir, from which paths are shown.
         from_ini: a sentence on which of the two sources the ini file names; empty for none.
@@ -37,6 +38,7 @@ class Settings:
     base: str | None
     tuned: str | None
     device: str | None
+    engine: str | None
     tolerances: tuple[str, ...]
     root: Path
     from_ini: str = ""
@@ -53,6 +55,8 @@ class Settings:
         parts = [f"{name} {safe(shown(path, self.root))}" for name, path in sources.items() if path]
         if self.device:
             parts.append(f"device {self.device}")
+        if self.engine:
+            parts.append(f"engine {self.engine}")
         if self.tolerances:
             parts.append("also counting " + ", ".join(map(safe, self.tolerances)))
         return f"subnet: {', '.join(parts)}" if parts else None
@@ -82,6 +86,7 @@ def add_options(parser: pytest.Parser) -> None:
         ("base", "PATH_OR_HUB_ID", "the model before fine-tuning, for the fixture model_pair"),
         ("tuned", "PATH_OR_HUB_ID", "the model after fine-tuning"),
         ("device", "DEVICE", "where to compare: cpu, cuda or cuda:N (fails where there is none)"),
+        ("engine", "ENGINE", "who works: threads, or ray (RAY_ADDRESS or a local cluster)"),
     ):
         group.addoption(f"--subnet-{name}", metavar=metavar, help=what)
         parser.addini(f"subnet_{name}", what, type="string", default="")
@@ -96,11 +101,17 @@ def add_options(parser: pytest.Parser) -> None:
 
 def read_settings(config: pytest.Config) -> Settings:
     """Read every option and ini key; a wrong one is a `UsageError` that names it."""
-    ini = {name: _read_ini(config, name) for name in ("base", "tuned", "device", "tolerances")}
+    names = ("base", "tuned", "device", "engine", "tolerances")
+    ini = {name: _read_ini(config, name) for name in names}
     device = _option(config, "device") or str(ini["device"]) or None
     if device is not None and not is_device(device):
         raise pytest.UsageError(
             f"--subnet-device (or subnet_device) is {safe(device)!r}; it takes cpu, cuda or cuda:N"
+        )
+    engine = _option(config, "engine") or str(ini["engine"]) or None
+    if engine not in (None, "threads", "ray"):
+        raise pytest.UsageError(
+            f"--subnet-engine (or subnet_engine) is {safe(engine)!r}; it takes threads or ray"
         )
     tolerances = tuple(ini["tolerances"])
     for text in tolerances:
@@ -112,6 +123,7 @@ def read_settings(config: pytest.Config) -> Settings:
         base=_source(config, "base", str(ini["base"])),
         tuned=_source(config, "tuned", str(ini["tuned"])),
         device=device,
+        engine=engine,
         tolerances=tolerances,
         root=config.rootpath,
         from_ini=_named_by_ini(config, ini),
@@ -156,10 +168,14 @@ def _source(config: pytest.Config, name: str, ini: str) -> str | None:
 
 
 def locate(source: str, start: Path) -> str:
-    """The absolute path of `source` as seen from `start`, or the hub id that it is.
+    """The absolute path of `source` as seen from `start`, or the hub id or address that it is.
 
     A path stays good when a test changes the working directory.
     """
+    from pytest_subnet.checkpoints.urls import is_url
+
+    if is_url(source):
+        return source
     path = start / os.path.expanduser(source)  # noqa: PTH111 - pathlib's raises for "~nobody"
     if os.path.exists(path):  # noqa: PTH110 - pathlib's raises for a name that is too long
         return str(path)
@@ -170,6 +186,10 @@ def locate(source: str, start: Path) -> str:
 
 def shown(source: str, root: Path) -> str:
     """How messages name what `locate` found: below `root` relative to it, else as it is."""
+    from pytest_subnet.checkpoints.urls import is_url, masked
+
+    if is_url(source):
+        return masked(source)
     path = Path(os.path.normpath(source))
     return str(path.relative_to(root)) if path.is_relative_to(root) else source
 

@@ -47,19 +47,24 @@ def read_header(path: Path) -> Header:
     before = stamp(path)
     try:
         with open(path, "rb") as file:
-            length = _header_length(path, file.read(8), before.size)
+            length = header_length(path, file.read(8), before.size)
             raw = file.read(length)
     except OSError as error:
         raise unreadable(path, error) from error
     if len(raw) != length:
         broken(path, "it shrank while its header was read")
+    return Header(before, tensors_in(path, raw, before.size), xxhash.xxh3_128_hexdigest(raw))
+
+
+def tensors_in(path: Path | str, raw: bytes, file_size: int) -> dict[str, tuple[TensorInfo, int]]:
+    """The tensors that the header `raw` of a file lists, and where in the file each one starts."""
     entries = _parse(path, raw)
-    data = before.size - 8 - length
-    tensors = _checked(path, entries, data_start=8 + length, data_bytes=data)
-    return Header(before, tensors, xxhash.xxh3_128_hexdigest(raw))
+    start = 8 + len(raw)
+    return _checked(path, entries, data_start=start, data_bytes=file_size - start)
 
 
-def _header_length(path: Path, head: bytes, file_size: int) -> int:
+def header_length(path: Path | str, head: bytes, file_size: int) -> int:
+    """How long the header is, from the first eight bytes of a file."""
     refuse_pointer(path, head)
     if len(head) < 8:
         broken(path, f"it has only {file_size} bytes")
@@ -74,7 +79,7 @@ def _header_length(path: Path, head: bytes, file_size: int) -> int:
     return length
 
 
-def _parse(path: Path, raw: bytes) -> dict[str, object]:
+def _parse(path: Path | str, raw: bytes) -> dict[str, object]:
     try:
         entries = parse_unique(raw)
     except DuplicateNameError as error:
@@ -99,7 +104,7 @@ def _is_map_of_texts(value: object) -> bool:
 
 
 def _checked(
-    path: Path, entries: dict[str, object], *, data_start: int, data_bytes: int
+    path: Path | str, entries: dict[str, object], *, data_start: int, data_bytes: int
 ) -> dict[str, tuple[TensorInfo, int]]:
     spans = sorted((_entry(path, name, entry) for name, entry in entries.items()), key=_span_order)
     tensors = {}
@@ -128,7 +133,7 @@ def _span_order(span: tuple[TensorInfo, int, int]) -> tuple[int, int]:
     return span[1], span[2]
 
 
-def _entry(path: Path, name: str, entry: object) -> tuple[TensorInfo, int, int]:
+def _entry(path: Path | str, name: str, entry: object) -> tuple[TensorInfo, int, int]:
     if not is_text(name):
         broken(path, f"the name {short(name)} is not valid Unicode")
     match entry:

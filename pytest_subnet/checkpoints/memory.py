@@ -11,7 +11,7 @@ from pytest_subnet.errors import CheckpointError
 from pytest_subnet.text import safe
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Hashable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 
     import torch
 
@@ -194,7 +194,12 @@ class ModuleCheckpoint(TensorsCheckpoint):
         return module._buffers.get(leaf) if parameter is None else parameter
 
 
-def from_module(module: torch.nn.Module, *, follow: bool = False) -> TensorsCheckpoint:
+def from_module(
+    module: torch.nn.Module,
+    *,
+    follow: bool = False,
+    take: Callable[[str, torch.Tensor], torch.Tensor] | None = None,
+) -> TensorsCheckpoint:
     """The weights and persistent buffers of `module`, under the names of the bare model.
 
     Looks through `torch.compile` and `DistributedDataParallel`; parts of names that wrappers
@@ -204,6 +209,7 @@ def from_module(module: torch.nn.Module, *, follow: bool = False) -> TensorsChec
     Args:
         module: the model.
         follow: refuse tensors that the module has since replaced; otherwise they are kept.
+        take: what to take of each tensor, by its name here; None takes all of it.
     """
     bare = unwrapped(module)
     label = type(bare).__name__
@@ -218,8 +224,9 @@ def from_module(module: torch.nn.Module, *, follow: bool = False) -> TensorsChec
     state |= _unsaved(bare, state)
     names = _bare_names(list(state))
     buffers = bare.named_buffers(remove_duplicate=False)
+    tensors = {names[name]: tensor for name, tensor in state.items()}
     opened = TensorsCheckpoint(
-        {names[name]: tensor for name, tensor in state.items()},
+        {name: take(name, tensor) for name, tensor in tensors.items()} if take else tensors,
         label=label,
         config=_config(bare),
         buffers={names[name] for name, _ in buffers if name in names},

@@ -6,12 +6,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, cast
 
-from pytest_subnet.checkpoints import hub, safetensors
+from pytest_subnet.checkpoints import dcp, deepspeed, folders, fsdp_shards, hub, safetensors
 from pytest_subnet.checkpoints.base import Checkpoint
 from pytest_subnet.checkpoints.files import exists, unreadable
 from pytest_subnet.checkpoints.json_files import read_json
 from pytest_subnet.checkpoints.safetensors import SafetensorsCheckpoint
 from pytest_subnet.checkpoints.sharded import series
+from pytest_subnet.checkpoints.urls import is_url
 from pytest_subnet.checkpoints.wording import short
 from pytest_subnet.errors import CheckpointError
 from pytest_subnet.text import first_few, plural, safe
@@ -30,7 +31,11 @@ _TORCH_INDEX = ".bin.index.json"
 _INDEXES = (safetensors.INDEX_SUFFIX, _TORCH_INDEX)
 _ADAPTER = "adapter_model"
 
-_FORMATS: tuple[tuple[Callable[[Sequence[str]], bool], Callable[[Path, str], Checkpoint]], ...] = ()
+_FORMATS: tuple[tuple[Callable[[Sequence[str]], bool], Callable[[Path, str], Checkpoint]], ...] = (
+    (fsdp_shards.recognises, fsdp_shards.open_directory),
+    (dcp.recognises, dcp.open_directory),
+    (deepspeed.recognises, deepspeed.open_directory),
+)
 """What a directory is by the names in it, and how it is opened; the first that fits counts."""
 
 
@@ -40,6 +45,7 @@ def open_checkpoint(source: Source) -> Checkpoint:
     Args:
         source: a `.safetensors`, `.bin`, `.pt` or `.pth` file, an `*.index.json`, a directory that
             holds one of them, a hub id `"org/name"` or `"org/name@revision"` (downloaded), an
+            address of safetensors (`hf://`, `https://`, `s3://`, `gs://`; read by ranges), an
             `nn.Module`, a mapping from names to tensors, or a `Checkpoint`, which is returned.
 
     Returns:
@@ -84,6 +90,10 @@ def _open_path(source: str) -> Checkpoint:
         raise CheckpointError(
             "the path of the checkpoint is empty; is the variable for it not set?"
         )
+    if is_url(source):
+        from pytest_subnet.checkpoints.remote import open_remote
+
+        return open_remote(source)
     path = _expanded(source)
     if exists(path):
         return _open_directory(path, source) if path.is_dir() else _open_file(path, source)
@@ -125,7 +135,12 @@ def _open_directory(directory: Path, label: str) -> Checkpoint:
     ):
         chosen = _choose(directory, present, index_suffix, suffixes, preferred)
         if chosen is not None:
-            return _open_file(chosen, label)
+            checkpoint = _open_file(chosen, label)
+            deepspeed.refuse_ungathered(directory, present, checkpoint)
+            return checkpoint
+    model = folders.model_directory(directory, present)
+    if model is not None:
+        return _open_directory(model, f"{label.rstrip('/')}/{model.relative_to(directory)}")
     found = f"it holds {first_few(present, 5)}" if present else "it is empty"
     raise CheckpointError(
         f"{safe(label)} has no weights: {found}; looked for *.safetensors, *.bin and *.pt with or "
@@ -150,8 +165,8 @@ def _refuse_adapter(directory: Path, present: list[str]) -> None:
         )
     if adapters or ("adapter_config.json" in present and not weights):
         raise CheckpointError(
-            f"{safe(directory)} is a PEFT adapter, not a whole model; merge it into its base "
-            "(merge_and_unload, then save_pretrained) and pass the directory of the merged model"
+            f"{safe(directory)} is a PEFT adapter, not a whole model; compare it with its base by "
+            "open_pair(base, adapter), or open it on its base with open_adapter(adapter, base)"
         )
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from pathlib import Path
 
+    from pytest_subnet.checkpoints.urls import RemoteFile
+
 _NUMBERED = re.compile(r"(?P<stem>.+)-\d+-of-(?P<count>\d+)(?P<suffix>\.\w+)", re.ASCII)
 
 
@@ -29,7 +31,17 @@ def read_index(path: Path, suffixes: tuple[str, ...]) -> dict[str, list[str]]:
         path: the `*.index.json`.
         suffixes: how the name of a shard may end.
     """
-    weight_map = read_json(path, unique=True).get("weight_map")
+    shards = shards_in(path, read_json(path, unique=True), suffixes)
+    _check_present(path, shards)
+    _check_listed(path, shards)
+    return shards
+
+
+def shards_in(
+    path: Path | str, index: Mapping[str, object], suffixes: tuple[str, ...]
+) -> dict[str, list[str]]:
+    """The same from what the index says, without a look at the files."""
+    weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{safe(path)} has no weight_map, or an empty one; save it again")
     shards: dict[str, list[str]] = {}
@@ -45,8 +57,6 @@ def read_index(path: Path, suffixes: tuple[str, ...]) -> dict[str, list[str]]:
                 f"{' or '.join(suffixes)} file; save the checkpoint again"
             )
         shards.setdefault(shard, []).append(name)
-    _check_present(path, shards)
-    _check_listed(path, shards)
     return shards
 
 
@@ -62,11 +72,16 @@ def _check_present(path: Path, shards: Collection[str]) -> None:
 
 def _check_listed(path: Path, shards: Collection[str]) -> None:
     """Raise if a file beside the index belongs to its series and would be left out."""
-    listed = {series(shard) for shard in shards} - {None}
     try:
-        beside = sorted(entry.name for entry in path.parent.iterdir()) if listed else []
+        beside = sorted(entry.name for entry in path.parent.iterdir())
     except OSError as error:
         raise unreadable(path.parent, error) from error
+    refuse_unlisted(path, shards, beside)
+
+
+def refuse_unlisted(path: Path | str, shards: Collection[str], beside: Collection[str]) -> None:
+    """Raise if one of the names `beside` an index belongs to its series and would be left out."""
+    listed = {series(shard) for shard in shards} - {None}
     extra = [name for name in beside if name not in shards and series(name) in listed]
     if extra:
         raise CheckpointError(
@@ -90,7 +105,9 @@ def _is_plain(shard: str) -> bool:
 
 
 def check_shards(
-    index: Path, expected: Mapping[str, Collection[str]], found: Mapping[str, Collection[str]]
+    index: Path | RemoteFile,
+    expected: Mapping[str, Collection[str]],
+    found: Mapping[str, Collection[str]],
 ) -> None:
     """Raise unless every shard holds exactly the tensors that the index says it holds."""
     for shard, names in expected.items():

@@ -11,7 +11,7 @@ import pickle
 import re
 import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeGuard, TypeVar
 
 from pytest_subnet.checkpoints.base import Checkpoint, Extent, TensorInfo
 from pytest_subnet.checkpoints.files import (
@@ -30,7 +30,7 @@ from pytest_subnet.errors import CheckpointError
 from pytest_subnet.text import first_few, safe
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -39,10 +39,15 @@ if TYPE_CHECKING:
 
 INDEX_SUFFIX = ".bin.index.json"
 SUFFIXES = (".bin", ".pt", ".pth")
+LoadedT = TypeVar("LoadedT")
+
 _ZIP = b"PK\x03\x04"
 _NESTED = ("state_dict", "model", "module")  # where Lightning, trainers and DeepSpeed put weights
 # What trainers save beside them: tensors in it are no weights.
 _TRAINER_STATE = re.compile(r"optim|sched|scaler|rng|random|callbacks|loops|hyper_parameters")
+
+# What torch says of a DTensor before, and after, `torch.distributed.tensor` was imported.
+_SHARDED = re.compile(r"torch\.distributed\.tensor|_rebuild_wrapper_subclass")
 
 
 class TorchCheckpoint(Checkpoint):
@@ -116,7 +121,7 @@ class TorchCheckpoint(Checkpoint):
         self.info(name)
         if name in self._places:
             return None
-        with _as_opened(self._files[name]):
+        with as_opened(self._files[name]):
             return self._tensors.view(name)
 
     def read_into(self, name: str, start: int, buffer: memoryview) -> None:
@@ -124,14 +129,14 @@ class TorchCheckpoint(Checkpoint):
         self.check_range(name, start, len(buffer))
         place = self._places.get(name)
         if place is None:
-            with _as_opened(self._files[name]):
+            with as_opened(self._files[name]):
                 self._tensors.read_into(name, start, buffer)
         else:
             read_unchanged(place[0], place[1] + start, buffer)
 
 
 @contextmanager
-def _as_opened(known: FileStamp) -> Iterator[None]:
+def as_opened(known: FileStamp) -> Iterator[None]:
     """Guard a read through the mapping: to touch a file that was cut short ends the process."""
     check_stamp(known)
     yield
@@ -147,6 +152,18 @@ class _Loaded(NamedTuple):
 
 
 def _load(path: Path) -> _Loaded:
+    known, (loaded, base) = load_file(path, _unpickle)
+    return _Loaded(known, tensors_in(path, loaded), base)
+
+
+def load_file(path: Path, unpickle: Callable[[Path, bool], LoadedT]) -> tuple[FileStamp, LoadedT]:
+    """The stamp of a file of `torch.save`, and what `unpickle` makes of it.
+
+    Args:
+        path: the file.
+        unpickle: takes the path, and whether it is a zip file, which can be mapped. Whatever it
+            raises becomes an error with the name of the file.
+    """
     known = stamp(path)
     head = b""
     try:
@@ -155,7 +172,7 @@ def _load(path: Path) -> _Loaded:
         if not head:
             broken(path, "it is empty")
         refuse_pointer(path, head)
-        loaded, base = _map(path) if head.startswith(_ZIP) else (_read(path), None)
+        return known, unpickle(path, head.startswith(_ZIP))
     except CheckpointError:
         raise
     except OSError as error:
@@ -165,8 +182,12 @@ def _load(path: Path) -> _Loaded:
     except Exception as error:
         # A damaged byte can lead zipfile and torch to any exception there is.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        _refuse_sharded(path, reason)
         broken(path, short(reason))
-    return _Loaded(known, _tensors(path, loaded), base)
+
+
+def _unpickle(path: Path, is_zip: bool) -> tuple[object, int | None]:
+    return _map(path) if is_zip else (_read(path), None)
 
 
 def _map(path: Path) -> tuple[object, int | None]:
@@ -199,6 +220,7 @@ def _read(path: Path) -> object:
 
 def _refuse(path: Path, head: bytes, reason: str) -> NoReturn:
     """Raise the error for a pickle that weights-only loading refused for `reason`."""
+    _refuse_sharded(path, reason)
     blocked = re.search(r"GLOBAL ([\w.]+)", reason)
     if blocked is not None:
         raise CheckpointError(
@@ -213,7 +235,17 @@ def _refuse(path: Path, head: bytes, reason: str) -> NoReturn:
     )
 
 
-def _tensors(path: Path, loaded: object) -> dict[str, torch.Tensor]:
+def _refuse_sharded(path: Path, reason: str) -> None:
+    """Raise if torch failed for `reason` because the file holds parts of tensors."""
+    if _SHARDED.search(reason):
+        raise CheckpointError(
+            f"{safe(path)} holds sharded tensors (DTensor), of which one file is only a part; pass "
+            "the directory that holds model_world_size_N_rank_R.pt of all ranks, or save whole "
+            "tensors (DTensor.full_tensor)"
+        )
+
+
+def tensors_in(path: Path, loaded: object) -> dict[str, torch.Tensor]:
     """The weights in what was loaded: itself, or what trainers put under a known key."""
     for _ in range(len(_NESTED)):  # a pickle can hold itself: look only so deep
         if not isinstance(loaded, dict):

@@ -7,8 +7,10 @@ name.
 
 from __future__ import annotations
 
+import mmap
 import sys
 import zipfile
+from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_subnet.checkpoints.wording import broken
@@ -84,3 +86,27 @@ def mapped_from(path: Path, records: Records, mapped: Mapping[int, int]) -> int:
     if sorted((address - base, nbytes) for address, nbytes in mapped.items()) != records.spans:
         broken(path, "its list of tensors and the data stored with it disagree")
     return base
+
+
+def mapped_from_some(path: Path, records: Records, mapped: Mapping[int, int]) -> int | None:
+    """As `mapped_from`, where the file holds storages that are not among `mapped`.
+
+    Returns:
+        The address; None where nothing is mapped, or where the storages fit at two addresses.
+    """
+    if not mapped:
+        return None
+    spans = set(records.spans)
+    lengths = Counter(nbytes for _, nbytes in spans)
+    known = min(mapped, key=lambda address: lengths[mapped[address]])
+    # The outermost are tried first: moved by one layer of a model, all the others would fit.
+    in_turn = [min(mapped), max(mapped), *mapped]
+    fitting = [
+        base
+        for base in (known - offset for offset, nbytes in spans if nbytes == mapped[known])
+        if base % mmap.PAGESIZE == 0
+        and all((address - base, mapped[address]) in spans for address in in_turn)
+    ]
+    if not fitting:
+        broken(path, "its list of tensors and the data stored with it disagree")
+    return fitting[0] if len(fitting) == 1 else None

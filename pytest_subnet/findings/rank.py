@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pytest_subnet import progress
@@ -13,16 +16,21 @@ from pytest_subnet.findings.rank_result import RankOfUpdate, UpdateRank
 from pytest_subnet.findings.rank_texts import nothing_moved, only_rounding, too_low
 from pytest_subnet.findings.result import Message, reworded
 from pytest_subnet.findings.update_matrices import Matrix, grids_of, matrices_of, read_update
+from pytest_subnet.pairs.model_pair import ModelPair
 from pytest_subnet.pairs.selection import select
 from pytest_subnet.recording import record
+from pytest_subnet.scan.engines import MadeThere, ThisThread
+from pytest_subnet.scan.travelling import FileRanges, device_there
 from pytest_subnet.text import first_few, percent, plural, safe
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from pytest_subnet.findings.rank_result import Null
-    from pytest_subnet.pairs import ModelPair, Selection
+    from pytest_subnet.pairs import Selection
+    from pytest_subnet.pairs.model_pair import TensorPair
     from pytest_subnet.pairs.selection import Patterns
+    from pytest_subnet.scan.contracts import Engine, Work
 
 FLOAT32_EPS = 2.0**-23
 """Of the tolerance, for every dtype: the paper's script ranks updates in float32."""
@@ -165,10 +173,14 @@ def _measured(
             pair.check_second_names()
             fresh = {}
             nbytes = [each.nbytes(pair.tensors[each.row]) for each in missing]
-            with progress.bar(sum(nbytes), "ranking") as advance:
-                for each, size in zip(missing, nbytes, strict=True):
-                    fresh[each] = _rank_of(pair, each, effective=effective, null=null)
-                    advance(size)
+            engine, work = _shared_out(pair, missing, effective=effective, null=null)
+            with (
+                progress.bar(sum(nbytes), "ranking") as advance,
+                closing(engine.map(work, missing)) as done,
+            ):
+                for position, rank in done:
+                    fresh[missing[position]] = rank
+                    advance(nbytes[position])
             pair.check_unchanged()
             known.update(fresh)
         found = [known[each] for each in matrices]
@@ -180,6 +192,57 @@ def _measured(
         )
         for each in found
     )
+
+
+def _shared_out(
+    pair: ModelPair, matrices: Sequence[Matrix], *, effective: bool, null: Null
+) -> tuple[Engine, Work[Matrix, RankOfUpdate]]:
+    """Who ranks, and how: one matrix after the other here, each on all cores; else a task each.
+
+    Raises:
+        CheckpointError: they are to be ranked elsewhere, and a side is in no files.
+    """
+    if pair.engine != "ray":
+        return ThisThread(), _Ranking(pair, effective, null)
+    from pytest_subnet.scan.ray_engine import RayEngine
+
+    tensors = {row: pair.tensors[row] for row in dict.fromkeys(each.row for each in matrices)}
+    base = FileRanges.of(pair.base, [each.base_name for each in tensors.values()])
+    tuned = FileRanges.of(pair.tuned, [each.tuned_name for each in tensors.values()])
+    device = device_there(pair.device)
+
+    def paths_of(matrix: Matrix) -> set[str]:
+        tensor = tensors[matrix.row]
+        return base.paths_of(tensor.base_name) | tuned.paths_of(tensor.tuned_name)
+
+    work = partial(_rank_files, base, tuned, pair.tensors, device, effective, null)
+    return RayEngine(paths_of, gpus=device == "cuda", together=1), MadeThere(work)
+
+
+def _rank_files(
+    base: FileRanges,
+    tuned: FileRanges,
+    tensors: Sequence[TensorPair],
+    device: str | None,
+    effective: bool,
+    null: Null,
+) -> _Ranking:
+    """The work of ranking what is in files, made where it is done."""
+    return _Ranking(ModelPair(base, tuned, tensors=tensors, device=device), effective, null)
+
+
+@dataclass(frozen=True)
+class _Ranking:
+    """`Work` that ranks matrices of a pair."""
+
+    pair: ModelPair
+    effective: bool
+    null: Null
+
+    @contextmanager
+    def open(self) -> Iterator[Callable[[Matrix], RankOfUpdate]]:
+        """As `Work.open`."""
+        yield partial(_rank_of, self.pair, effective=self.effective, null=self.null)
 
 
 def _rounded(pair: ModelPair, matrix: Matrix) -> bool:

@@ -11,10 +11,13 @@ import re
 from collections import defaultdict
 from typing import TYPE_CHECKING, NamedTuple
 
+from pytest_subnet.checkpoints.experts import FUSED_FROM, parts_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from pytest_subnet.checkpoints import Checkpoint
+    from pytest_subnet.checkpoints.experts import Part
 
 _WRAPPERS = frozenset(
     {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_layer"}
@@ -23,8 +26,8 @@ _BACKBONES = frozenset({"model", "transformer", "gpt_neox", "language_model", "b
 # The same module, in memory and on disk, in transformers 5.
 _SYNONYMS = {"embed_out": "lm_head", "block_sparse_moe": "mlp"}
 
-_FUSED = re.compile(r"(.*\.experts)\.(?:gate_up_proj|down_proj)")
-_SPLIT = re.compile(r"(.*\.experts)\.\d+\..*")
+_FUSED = re.compile(rf"(.*\.experts)\.({'|'.join(FUSED_FROM)})")
+_SPLIT = re.compile(r"(.*\.experts)\.(\d+\..*)")
 
 
 class Match(NamedTuple):
@@ -134,6 +137,82 @@ def _grouped(shorten: Callable[[str], str], names: Iterable[str]) -> dict[str, l
     for name in names:
         groups[shorten(name)].append(name)
     return groups
+
+
+def experts_to_split(
+    fused: Checkpoint,
+    fused_names: Mapping[str, str],
+    split: Checkpoint,
+    split_names: Mapping[str, str],
+) -> dict[str, list[Part]]:
+    """The matrices in the fused experts of one side that are, one by one, those of the other.
+
+    A block is split whole or not at all: every matrix of every expert must be there under its name
+    and with its shape, and no other. So what is fused in another way (transposed, as by gpt_oss
+    and llama4) never fits: gate and up would need hidden = 2 * intermediate, down hidden =
+    intermediate.
+
+    Args:
+        fused: the side that may have all experts of a block in one tensor.
+        fused_names: its names, by what they are called after the user's rename.
+        split: the side that may have a matrix an expert.
+        split_names: likewise.
+
+    Returns:
+        The parts of each tensor to split, by what it is called.
+    """
+    whole, single = _by_block(_FUSED, fused_names), _by_block(_SPLIT, split_names)
+    taken = set(fused.names())
+    found: dict[str, list[Part]] = {}
+    for block, tensors in whole.items():
+        if block in single:
+            parts = _fitting(fused, fused_names, tensors, split, split_names, single[block])
+            if not any(part.name in taken for each in parts.values() for part in each):
+                found.update(parts)
+    return found
+
+
+def _fitting(
+    fused: Checkpoint,
+    fused_names: Mapping[str, str],
+    tensors: Mapping[str, str],
+    split: Checkpoint,
+    split_names: Mapping[str, str],
+    single: Mapping[str, str],
+) -> dict[str, list[Part]]:
+    """The parts of the fused tensors of one block; nothing unless they are all there is."""
+    matrices = {leaf.partition(".")[2].removesuffix(".weight") for leaf in single}
+    found: dict[str, list[Part]] = {}
+    used = 0
+    for leaf, called in tensors.items():
+        info = fused.info(fused_names[called])
+        order = next((each for each in FUSED_FROM[leaf] if matrices.issuperset(each)), None)
+        if order is None or len(info.shape) != 3 or 0 in info.shape:
+            return {}
+        if info.shape[1] % len(order) or info.shape[0] * len(order) > len(single):
+            return {}
+        found[called] = list(parts_of(info, order))
+        experts = info.name.rpartition(".")[0]
+        for part in found[called]:
+            other = single.get(part.name.removeprefix(f"{experts}."))
+            if other is None or split.info(split_names[other]).shape != part.shape:
+                return {}
+        used += len(found[called])
+    return found if used == len(single) else {}
+
+
+def _by_block(pattern: re.Pattern[str], names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """The names that fit `pattern`, by block and what they are called in it.
+
+    A block in which two names would be called the same is left out.
+    """
+    blocks: dict[str, dict[str, str]] = defaultdict(dict)
+    unclear = set()
+    for name in names:
+        match = pattern.fullmatch(without_backbone(name))
+        if match and blocks[match[1]].setdefault(match[2], name) != name:
+            unclear.add(match[1])
+    return {block: found for block, found in blocks.items() if block not in unclear}
 
 
 def experts_stored_otherwise(names: Iterable[str], others: Iterable[str]) -> set[str]:

@@ -14,6 +14,7 @@ from pytest_subnet.text import first_few, safe, size
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from pytest_subnet.checkpoints import Checkpoint
@@ -24,6 +25,8 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"
 
 class CausalLMPair(NamedTuple):
     """Two causal language models in eval mode on one device.
+
+    They share no memory unless that was asked for.
 
     Attributes:
         base: the model before.
@@ -36,8 +39,14 @@ class CausalLMPair(NamedTuple):
     tokenizer: PreTrainedTokenizerBase | None
 
 
-def room_for(pair: ModelPair, device: str) -> str:
+def room_for(pair: ModelPair, device: str, *, share_identical: bool = False) -> str:
     """What loading both models needs and what is free, in words.
+
+    Args:
+        pair: base and tuned.
+        device: where the models go.
+        share_identical: what of the tuned model needs no room of its own is known only when it is
+            loaded; then only what the base needs must be free for certain.
 
     Raises:
         SubnetError: they do not fit.
@@ -47,12 +56,14 @@ def room_for(pair: ModelPair, device: str) -> str:
         for checkpoint in (pair.base, pair.tuned)
     ]
     free = free_bytes(device)
-    needed = f"{size(sizes[0])} + {size(sizes[1])} needed on {device}"
+    most = "up to " if share_identical else ""
+    needed = f"{size(sizes[0])} + {most}{size(sizes[1])} needed on {device}"
     if free is None:
         return f"{needed}; how much is free is not known here"
-    if sum(sizes) > free:
+    if (sizes[0] if share_identical else sum(sizes)) > free:
+        what = "the base does" if share_identical else "both models do"
         raise SubnetError(
-            f"both models do not fit: {needed}, {size(free)} free; take a larger device with "
+            f"{what} not fit: {needed}, {size(free)} free; take a larger device with "
             "--subnet-device, or free memory"
         )
     return f"{needed}, {size(free)} free"
@@ -73,15 +84,61 @@ def free_bytes(device: str) -> int | None:
     return None
 
 
-def load_causal_lm_pair(pair: ModelPair, device: str) -> CausalLMPair:
+def load_causal_lm_pair(
+    pair: ModelPair, device: str, *, share_identical: bool = False
+) -> CausalLMPair:
     """Load both models of `pair` with transformers; no code from a repository is run.
+
+    Args:
+        pair: base and tuned, two directories written by `save_pretrained`.
+        device: where the models go.
+        share_identical: keep what is bit-identical in both models once, in the base's memory. A
+            write to such a weight then shows in the other model, so no parameter of either takes
+            gradients. The tuned model passes through the CPU's memory, a tensor at a time.
 
     Raises:
         CheckpointError: a side is not a directory that transformers can load, or lacks weights,
             which transformers would fill with random numbers.
     """
-    base, tuned = _load(pair.base, device), _load(pair.tuned, device)
-    return CausalLMPair(base, tuned, _tokenizer(pair))
+    base = _load(pair.base, device)
+    if not share_identical:
+        return CausalLMPair(base, _load(pair.tuned, device), _tokenizer(pair))
+    tuned: Any = _load(pair.tuned, "cpu")
+    share(base, tuned)
+    return CausalLMPair(base, tuned.to(device), _tokenizer(pair))
+
+
+def share(base: torch.nn.Module, tuned: torch.nn.Module) -> int:
+    """Have `tuned` use the memory of `base` for every tensor that has the same bits in both.
+
+    The others go to the device of the tensor of that name in the base.
+
+    Returns:
+        How many bytes `tuned` no longer needs for itself.
+    """
+    known = {**dict(base.named_parameters()), **dict(base.named_buffers())}
+    saved = 0
+    for name, tensor in (*tuned.named_parameters(), *tuned.named_buffers()):  # a tie comes once
+        other = known.get(name)
+        if other is None:
+            continue
+        placed = tensor.detach().to(other.device)
+        if _same_bits(other.detach(), placed):
+            placed = other.detach()
+            saved += tensor.nbytes
+        tensor.data = placed
+    base.requires_grad_(False)
+    tuned.requires_grad_(False)
+    return saved
+
+
+def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    import torch
+
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    words = (each.contiguous().reshape(-1).view(torch.uint8) for each in (one, other))
+    return torch.equal(*words)
 
 
 def _directory(checkpoint: Checkpoint) -> str:

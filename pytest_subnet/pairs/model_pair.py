@@ -71,7 +71,7 @@ class ModelPair:
         problem_kinds: what the tensor of each problem is for, by its name: as `TensorPair.kind`.
         notes: what a reader of a number must know: a cast, rows left out.
         device: where to compare: `"cpu"`, `"cuda"`, `"cuda:1"`; None leaves it to the scan.
-        engine: who does the work; None is threads in this process.
+        engine: who does the work: `"ray"`, or threads in this process (None, `"threads"`).
         memory: what the floors above have gathered for this pair, by their own keys.
         lock: held while something is gathered.
 

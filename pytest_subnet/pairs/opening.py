@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
+from pytest_subnet.checkpoints.adapters import is_adapter, open_adapter
 from pytest_subnet.checkpoints.collector import collector_at_rest
 from pytest_subnet.checkpoints.dtypes import ARITHMETIC, DTYPES
+from pytest_subnet.checkpoints.experts import ExpertsCheckpoint, fused_otherwise
 from pytest_subnet.checkpoints.opening import open_checkpoint
 from pytest_subnet.devices import is_device
 from pytest_subnet.errors import Problem, SelectionError
-from pytest_subnet.pairs.alignment import experts_stored_otherwise, match_names
+from pytest_subnet.pairs.alignment import experts_stored_otherwise, experts_to_split, match_names
 from pytest_subnet.pairs.kinds import kind_of, layer_of
 from pytest_subnet.pairs.model_pair import ModelPair, TensorPair
 from pytest_subnet.pairs.sameness import refuse_same, refuse_shared
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from pytest_subnet.checkpoints import Checkpoint, TensorInfo
+    from pytest_subnet.checkpoints.experts import Part
     from pytest_subnet.checkpoints.opening import Source
     from pytest_subnet.pairs.alignment import Match
 
@@ -52,14 +55,17 @@ def open_pair(
 
     Args:
         base: the model before; anything `open_checkpoint` takes.
-        tuned: the model after; likewise.
+        tuned: the model after; likewise, or the directory of a PEFT adapter, which is merged onto
+            `base`.
         rename: from names in `tuned` to names in `base`, as a mapping or a function.
         vocab: `"common"` compares the common rows of embeddings and head where the vocabulary was
             resized, and reports the others; `"strict"` makes a resized vocabulary a problem.
         as_dtype: cast floating tensors of both sides to `"bfloat16"`, `"float16"`, `"float32"` or
             `"float64"` before they are compared; by default different dtypes are a problem.
         device: where to compare; None takes the CPU, and compares what is on a GPU there.
-        engine: None is one thread a core in this process.
+        engine: who does the work: None or `"threads"` is one thread a core in this process;
+            `"ray"` is a Ray cluster, that of `RAY_ADDRESS` or a local one, to which only what is
+            in files can go.
 
     Returns:
         The pair. What does not align is in `.problems`, never an error here.
@@ -81,16 +87,17 @@ def open_pair(
     device = None if device is None else str(device)  # a torch.device spells itself so
     if device is not None and not is_device(device):
         raise ValueError(f"device={safe(repr(device))} is not one of 'cpu', 'cuda', 'cuda:N'")
-    if engine not in (None, "threads"):
-        raise ValueError(f"engine={safe(repr(engine))} is not known; only 'threads' is")
+    if engine not in (None, "threads", "ray"):
+        raise ValueError(f"engine={safe(repr(engine))} is not one of 'threads', 'ray'")
     _check_rename(rename)
-    base, tuned = open_checkpoint(base), open_checkpoint(tuned)
+    base = open_checkpoint(base)
+    tuned = open_adapter(tuned, base) if is_adapter(tuned) else open_checkpoint(tuned)
     for checkpoint in (base, tuned):
         checkpoint.check_unchanged()
     refuse_same(base, tuned)
     with collector_at_rest():
         pair = _Alignment(base, tuned, rename, vocab, as_dtype).pair(device, engine)
-    refuse_shared(base, tuned, pair.tensors)
+    refuse_shared(pair.base, pair.tuned, pair.tensors)
     return pair
 
 
@@ -108,7 +115,7 @@ class _Alignment:
         self.base, self.tuned = base, tuned
         self.vocab, self.as_dtype = vocab, as_dtype
         self.problems: list[Problem] = []
-        self.notes = [*base.notes, *tuned.notes]
+        self.notes = list(dict.fromkeys([*base.notes, *tuned.notes]))
         self.tied: dict[str, str] = {}
         self.second_names: list[tuple[Checkpoint, str, str]] = []
         self.new_names = _renamed(tuned, rename)
@@ -121,6 +128,8 @@ class _Alignment:
     def pair(self, device: str | None, engine: str | None) -> ModelPair:
         head = self._settle_head()
         match = match_names(self.base, self.tuned, self.left, self.right)
+        if self._split_experts(match):
+            match = match_names(self.base, self.tuned, self.left, self.right)
         self._report_unmatched(match)
         tuned_names = self._called_in_tuned(match.met)
         self._drop_second_names(match.met)
@@ -171,6 +180,48 @@ class _Alignment:
         return self._compare(
             name, base.head or base.embedding or "", tuned.head or tuned.embedding or ""
         )
+
+    def _split_experts(self, match: Match) -> bool:
+        """Show fused experts as a matrix an expert where that is how the other side has them."""
+        used = set(match.met.values())
+        left = {name: name for name in self.left if name not in match.met}
+        right = {new: old for new, old in self.right.items() if old not in used}
+        sides = self.base, self.tuned
+        if not left or not right or any(fused_otherwise(s.config.get("model_type")) for s in sides):
+            return False
+        for names in (left, right):
+            for name in names.keys() & self.quantised:
+                del names[name]
+        in_base = experts_to_split(self.base, left, self.tuned, right)
+        in_tuned = experts_to_split(self.tuned, right, self.base, left)
+        if in_base:
+            self.left = dict.fromkeys(
+                called
+                for name in self.left
+                for called in ([part.name for part in in_base[name]] if name in in_base else [name])
+            )
+            self.base = self._with_experts(self.base, {name: name for name in in_base}, in_base)
+        pairs = [
+            pair
+            for new, old in self.right.items()
+            for pair in (_called(new, in_tuned[new]) if new in in_tuned else [(new, old)])
+        ]
+        if len(dict(pairs)) < len(pairs):  # a rename has taken the name of a matrix
+            in_tuned = {}
+        if in_tuned:
+            self.right = dict(pairs)
+            self.tuned = self._with_experts(self.tuned, right, in_tuned)
+        return bool(in_base or in_tuned)
+
+    def _with_experts(
+        self, checkpoint: Checkpoint, names: Mapping[str, str], parts: Mapping[str, list[Part]]
+    ) -> Checkpoint:
+        """The checkpoint with its fused experts split, and a note of it."""
+        self.notes.append(
+            f"{safe(checkpoint.label)}: {plural(len(parts), 'tensor')} of fused experts compared "
+            "matrix by matrix, as the other side stores them"
+        )
+        return ExpertsCheckpoint(checkpoint, {names[new]: found for new, found in parts.items()})
 
     def _report_unmatched(self, match: Match) -> None:
         """Make a problem of every name that met no other."""
@@ -224,7 +275,12 @@ class _Alignment:
         base, tuned = self.base.info(base_name), self.tuned.info(tuned_name)
         kind = self.kinds[name] = self._kind(name, base_name, tuned_name)
         if name in self.quantised:
-            self._problem("quantised", name, f"is stored as {base.dtype} with scales of its own")
+            self._problem(
+                "quantised",
+                name,
+                f"is stored as {base.dtype} with scales of its own; fp8 and compressed-tensors "
+                "files are read through dequantised(...)",
+            )
             return None
         if 0 in base.shape or 0 in tuned.shape:
             side = "base" if 0 in base.shape else "tuned"
@@ -291,6 +347,15 @@ class _Alignment:
 
     def _problem(self, kind: str, name: str, text: str) -> None:
         self.problems.append(Problem(kind, name, text))
+
+
+def _called(new: str, parts: Iterable[Part]) -> list[tuple[str, str]]:
+    """What the parts of a fused tensor are called after the user's rename, and their own names."""
+    experts = new.rpartition(".")[0]
+    return [
+        (experts + part.name.removeprefix(part.fused.rpartition(".")[0]), part.name)
+        for part in parts
+    ]
 
 
 def _quantised(names: Iterable[str]) -> set[str]:

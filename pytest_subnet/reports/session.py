@@ -28,6 +28,8 @@ class PairTable(TypedDict):
         notes: what a reader of the numbers must know.
         total: tensors in the pair, buffers and integer tensors apart.
         rows: by the tensor's number in the pair.
+        read: how many tensors were read, by every worker.
+        taken: how many were not, because the scan cache had their counts.
     """
 
     key: str
@@ -35,6 +37,8 @@ class PairTable(TypedDict):
     notes: list[str]
     total: int
     rows: dict[int, Row]
+    read: int
+    taken: int
 
 
 class SessionReport:
@@ -57,8 +61,10 @@ class SessionReport:
         """One table a pair that was scanned; what two workers both scanned is there once."""
         merged: dict[str, PairTable] = {}
         for table in (*(_table(key, pair) for key, pair in self._pairs), *self._received):
-            known = merged.setdefault(table["key"], {**table, "rows": {}})
+            known = merged.setdefault(table["key"], {**table, "rows": {}, "read": 0, "taken": 0})
             known["rows"].update(table["rows"])
+            known["read"] += table["read"]
+            known["taken"] += table["taken"]
         found = [table for table in merged.values() if table["rows"]]
         return sorted(found, key=lambda table: (table["pair"], table["key"]))
 
@@ -102,6 +108,8 @@ def _table(key: str, pair: ModelPair) -> PairTable:
         "notes": [*pair.notes, *_left_out(pair)],
         "total": sum(tensor.is_weight for tensor in pair.tensors),
         "rows": rows,
+        "read": known.read,
+        "taken": known.taken,
     }
 
 

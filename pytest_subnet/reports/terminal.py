@@ -60,12 +60,21 @@ def summary(pair: PairTable, *, ascii_only: bool = False) -> str:
             f"({dtypes}, {len(rows):,}/{pair['total']:,} tensors, "
             f"{plural(counts.entries, 'entry')})",
             *(f"note: {note}" for note in pair["notes"]),
+            *_from_cache(pair),
             "",
             table(by_layer, right=["layer", *numbers]),
             "",
             table(by_kind, right=numbers),
         ]
     )
+
+
+def _from_cache(pair: PairTable) -> list[str]:
+    """What was known before, or to another worker; nothing to say where all of it was read."""
+    if not pair["taken"]:
+        return []
+    read = plural(pair["read"], "tensor") if pair["read"] else "nothing"
+    return [f"scan cache: {read} read, {plural(pair['taken'], 'tensor')} taken from it"]
 
 
 class _Counts(NamedTuple):

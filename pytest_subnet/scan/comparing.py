@@ -11,6 +11,7 @@ import numpy as np
 
 from pytest_subnet.checkpoints.dtypes import ARITHMETIC
 from pytest_subnet.checkpoints.files import FileReader
+from pytest_subnet.checkpoints.urls import is_url
 from pytest_subnet.scan import bits_kernel
 from pytest_subnet.scan.contracts import FileKernel, Place
 from pytest_subnet.scan.counters import Counters
@@ -123,6 +124,8 @@ def run_of_files(
         or unit.base is None
         or unit.tuned is None
         or not len(unit.base) == len(unit.tuned) == 1
+        or is_url(unit.base[0].path)
+        or is_url(unit.tuned[0].path)
     ):
         return None
     extents = unit.base[0], unit.tuned[0]

@@ -1,4 +1,4 @@
-"""Who does the work: threads of this process."""
+"""Who does the work: threads of this process, or this thread alone; `ray_engine.py` has a third."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import os
 import queue
 import sys
 import threading
-from typing import TYPE_CHECKING, TypeVar
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     from pytest_subnet.scan.contracts import Work
 
@@ -80,3 +82,32 @@ class ThreadEngine:
             stop.set()
             for worker in workers:
                 worker.join()
+
+
+class ThisThread:
+    """One unit after the other, for work that uses all cores by itself."""
+
+    def map(
+        self, work: Work[UnitT, ResultT], units: Sequence[UnitT]
+    ) -> Generator[tuple[int, ResultT]]:
+        """As `Engine.map`."""
+        with work.open() as compute:
+            for position, unit in enumerate(units):
+                yield position, compute(unit)
+
+
+@dataclass(frozen=True)
+class MadeThere(Generic[UnitT, ResultT]):
+    """`Work` for a worker elsewhere: which kernel is fastest is up to the machine it is on.
+
+    Attributes:
+        make: a function that can be pickled; makes the work there.
+    """
+
+    make: Callable[[], Work[UnitT, ResultT]]
+
+    @contextmanager
+    def open(self) -> Iterator[Callable[[UnitT], ResultT]]:
+        """As `Work.open`."""
+        with self.make().open() as compute:
+            yield compute

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -15,11 +16,13 @@ from pytest_subnet.checkpoints.dtypes import DTYPES
 from pytest_subnet.checkpoints.files import FileReader
 from pytest_subnet.scan import units as scan_units
 from pytest_subnet.scan.casts import cast_array
-from pytest_subnet.scan.engines import ThreadEngine
+from pytest_subnet.scan.engines import MadeThere
+from pytest_subnet.scan.gathering import engine_of
 from pytest_subnet.scan.kernels import choose_kernel
 from pytest_subnet.scan.reading import in_step, room_for
 from pytest_subnet.scan.remembering import UnitMemory
 from pytest_subnet.scan.tolerance import DEFAULT_TOLERANCES, Tolerance
+from pytest_subnet.scan.travelling import paths_of, to_travel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
 
     from pytest_subnet.checkpoints import Checkpoint, Extent
     from pytest_subnet.checkpoints.base import Buffer
-    from pytest_subnet.scan.contracts import Kernel
+    from pytest_subnet.scan.contracts import Kernel, Work
     from pytest_subnet.scan.remembering import Integers, Part
     from pytest_subnet.scan.units import ScanUnit
     from pytest_subnet.trajectories import Trajectory
@@ -165,16 +168,33 @@ def _read(
     """Read the tensors `rows` of every checkpoint once; the parts add up to what is found."""
     units = _units(trajectory, rows)
     nbytes = [unit[0].count * sum(_itemsizes(unit)) for unit in units]
-    work = _Follow(choose_kernel("cpu"), tolerances, trajectory.checkpoints)
+    work: Work[_Unit, Part]
+    if trajectory.pairs[0].engine == "ray":
+        units = [tuple(map(to_travel, trajectory.pairs, unit)) for unit in units]
+        nowhere = (None,) * len(trajectory.checkpoints)
+        work = MadeThere(partial(_follow_by, tolerances, nowhere))
+    else:
+        work = _follow_by(tolerances, trajectory.checkpoints)
+    engine = engine_of(trajectory.pairs[0], _paths_of)
     parts = []
     with (
         progress.bar(sum(nbytes), "following") as advance,
-        closing(ThreadEngine().map(work, units)) as done,
+        closing(engine.map(work, units)) as done,
     ):
         for position, part in done:
             parts.append(part)
             advance(nbytes[position])
     return parts
+
+
+def _follow_by(
+    tolerances: tuple[Tolerance, ...], checkpoints: tuple[Checkpoint | None, ...]
+) -> _Follow:
+    return _Follow(choose_kernel("cpu"), tolerances, checkpoints)
+
+
+def _paths_of(unit: _Unit) -> set[str]:
+    return set().union(*map(paths_of, unit))
 
 
 def _units(trajectory: Trajectory, rows: Sequence[int]) -> list[_Unit]:
@@ -211,11 +231,17 @@ def _itemsizes(unit: _Unit) -> list[int]:
 
 @dataclass(frozen=True)
 class _Follow:
-    """`Work` that reads the same entries of one checkpoint after the other."""
+    """`Work` that reads the same entries of one checkpoint after the other.
+
+    Attributes:
+        kernel: as in `Compare`.
+        tolerances: what to count beyond.
+        checkpoints: where units without extents are read from; None where all have them.
+    """
 
     kernel: Kernel
     tolerances: tuple[Tolerance, ...]
-    checkpoints: tuple[Checkpoint, ...]
+    checkpoints: tuple[Checkpoint | None, ...]
 
     @contextmanager
     def open(self) -> Iterator[Callable[[_Unit], Part]]:
@@ -244,7 +270,7 @@ class _Follow:
 class _Stored(NamedTuple):
     """Where a unit's segments are in one checkpoint: names, bytes in files, dtype."""
 
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint | None
     names: Sequence[str]
     extents: Sequence[Extent] | None
     dtype: str
@@ -278,6 +304,8 @@ class _Room:
                 self._reader.read_into(path, offset, buffer.data[done : done + length])
                 done += length
             return buffer
+        if checkpoint is None:
+            raise RuntimeError("a unit without extents reached a worker that has no checkpoint")
         for segment, name in zip(unit.segments, names, strict=True):
             start, length = segment.start * itemsize, segment.count * itemsize
             view = checkpoint.view(name)

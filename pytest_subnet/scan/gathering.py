@@ -3,91 +3,69 @@
 from __future__ import annotations
 
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from pytest_subnet import progress
-from pytest_subnet.scan.counters import FIRST_TOLERANCE, Counters
+from pytest_subnet.scan.cache import NoCache, ScanCache, cache_of
+from pytest_subnet.scan.counters import Counters
 from pytest_subnet.scan.device_pipeline import IN_PLACE_BYTES, comparing, gpu_of
-from pytest_subnet.scan.engines import ThreadEngine
+from pytest_subnet.scan.engines import MadeThere, ThreadEngine
 from pytest_subnet.scan.kernels import choose_kernel
+from pytest_subnet.scan.pooling import is_spread, scan_together
+from pytest_subnet.scan.tally import Tally
 from pytest_subnet.scan.tolerance import DEFAULT_TOLERANCES, Tolerance
+from pytest_subnet.scan.travelling import device_there, paths_of, to_travel
 from pytest_subnet.scan.units import cut
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from pytest_subnet.checkpoints import Checkpoint
     from pytest_subnet.pairs import ModelPair
-    from pytest_subnet.scan.contracts import Work
+    from pytest_subnet.scan.contracts import Engine, Work
     from pytest_subnet.scan.units import ScanUnit
 
+UnitT = TypeVar("UnitT")
 ResultT = TypeVar("ResultT")
 KeptT = TypeVar("KeptT")
 
 _KEY = "scan"
 
 
-class Ledger:
-    """All that has been counted of one pair, a row for each of its tensors.
+class Ledger(Tally):
+    """All that is known of one pair in this process.
 
     Attributes:
         declared: tolerances to count in any scan, so that later questions need no further one.
+        cache: where it is kept for other processes.
+        read: how many tensors were read, each as often as it was.
+        taken: how many tensors were not, because the cache had their counts.
     """
 
     def __init__(self, pair: ModelPair) -> None:
         """Know nothing yet."""
+        super().__init__(len(pair.tensors))
         self.declared: tuple[Tolerance, ...] = DEFAULT_TOLERANCES
-        rows = len(pair.tensors)
-        self._counters = Counters(rows, ())
-        self._scanned = np.zeros(rows, bool)
-        self._beyond: dict[Tolerance, NDArray[np.int64]] = {}
+        self.cache: ScanCache | NoCache = NoCache()
+        self.read = self.taken = 0
 
-    def missing(self, rows: NDArray[np.intp], tolerance: Tolerance) -> NDArray[np.intp]:
-        """Those of `rows` that have not been counted under `tolerance`."""
-        if tolerance.same_bits:
-            return rows[~self._scanned[rows]]
-        beyond = self._beyond.get(tolerance)
-        return rows if beyond is None else rows[beyond[rows] < 0]
+    def recall(self, rows: NDArray[np.intp], tolerances: Sequence[Tolerance]) -> NDArray[np.intp]:
+        """Take of `rows` what the cache has under all of `tolerances`; gives those it has not."""
+        found, counted = self.cache.recall(rows, tolerances)
+        self.keep(found, counted)
+        self.taken += found.size
+        return np.setdiff1d(rows, found)
 
-    def keep(self, rows: NDArray[np.intp], counted: Counters) -> None:
-        """Keep what a scan counted of `rows`."""
-        self._counters.integers[rows] = counted.integers[rows, :FIRST_TOLERANCE]
-        self._counters.sums[rows] = counted.sums[rows]
-        self._counters.peaks[rows] = counted.peaks[rows]
-        self._scanned[rows] = True
-        for k, tolerance in enumerate(counted.tolerances):
-            unknown = np.full(len(self._scanned), -1, np.int64)
-            self._beyond.setdefault(tolerance, unknown)[rows] = counted.integers[
-                rows, FIRST_TOLERANCE + k
-            ]
-
-    @property
-    def scanned(self) -> NDArray[np.intp]:
-        """The rows that have been read."""
-        return np.flatnonzero(self._scanned)
-
-    @property
-    def integers(self) -> NDArray[np.int64]:
-        """As `Counters.integers`, without the tolerances; zero where not scanned."""
-        return self._counters.integers
-
-    @property
-    def sums(self) -> NDArray[np.float64]:
-        """As `Counters.sums`."""
-        return self._counters.sums
-
-    @property
-    def peaks(self) -> NDArray[np.float64]:
-        """As `Counters.peaks`."""
-        return self._counters.peaks
-
-    def updated(self, tolerance: Tolerance) -> NDArray[np.int64]:
-        """How many entries of each tensor are updated under a tolerance that was counted."""
-        return self.integers[:, 0] if tolerance.same_bits else self._beyond[tolerance]
+    def learn(self, rows: NDArray[np.intp], counted: Counters) -> None:
+        """Keep what a scan counted of `rows`, for other processes too."""
+        self.keep(rows, counted)
+        self.cache.remember(rows, counted)
 
 
 def ledger(pair: ModelPair) -> Ledger:
@@ -108,12 +86,21 @@ def declare(pair: ModelPair, tolerances: Sequence[Tolerance]) -> None:
         known.declared = tuple(dict.fromkeys((*known.declared, *tolerances)))
 
 
+def remember_in(pair: ModelPair, directory: Path) -> None:
+    """Keep what is counted of `pair` in `directory`, and read nothing that is kept there.
+
+    Of pairs of files only: what is in memory means nothing to another process.
+    """
+    with pair.lock:
+        ledger(pair).cache = cache_of(pair, directory)
+
+
 def gather(pair: ModelPair, rows: Sequence[int], tolerance: Tolerance) -> Ledger:
     """Make sure that the tensors `rows` of `pair` have been counted under `tolerance`.
 
     What was counted before is not read again, unless a side is live: torch does not tell of every
     write to a tensor, and what it does not tell of must not leave an old verdict. Two threads may
-    ask at once: the second waits and finds the work done.
+    ask at once, or two processes that share a cache: the second waits and finds the work done.
 
     Raises:
         CheckpointError: a side cannot be read, or changed since the pair was opened.
@@ -125,12 +112,26 @@ def gather(pair: ModelPair, rows: Sequence[int], tolerance: Tolerance) -> Ledger
         is_live = pair.base.is_live or pair.tuned.is_live
         missing = wanted if is_live else known.missing(wanted, tolerance)
         if missing.size:
-            pair.check_second_names()
-            tolerances = dict.fromkeys((*known.declared, tolerance))
-            counted = scan(pair, missing.tolist(), [t for t in tolerances if not t.same_bits])
-            pair.check_unchanged()
-            known.keep(missing, counted)
+            tolerances = [t for t in dict.fromkeys((*known.declared, tolerance)) if not t.same_bits]
+            missing = known.recall(missing, tolerances)
+            if missing.size:
+                _count(pair, known, missing, tolerances)
     return known
+
+
+def _count(
+    pair: ModelPair, known: Ledger, rows: NDArray[np.intp], tolerances: Sequence[Tolerance]
+) -> None:
+    """Read `rows` of `pair`, or have what another process counts of them just now."""
+    with known.cache.turn():
+        missing = known.recall(rows, tolerances)
+        if missing.size:
+            pair.check_second_names()
+            counted = scan(pair, missing.tolist(), tolerances)
+            known.read += missing.size
+        pair.check_unchanged()
+        if missing.size:
+            known.learn(missing, counted)
 
 
 def scan(pair: ModelPair, rows: Sequence[int], tolerances: Sequence[Tolerance]) -> Counters:
@@ -139,12 +140,27 @@ def scan(pair: ModelPair, rows: Sequence[int], tolerances: Sequence[Tolerance]) 
     Returns:
         Counters with a row for every tensor of the pair; rows not asked for are zero.
     """
+    if is_spread(pair):
+        return scan_together(pair, rows, tolerances, scan)
     gpu = gpu_of(pair)
     units = cut(pair, rows, IN_PLACE_BYTES if gpu else None)
-    base, tuned = sources(pair, units)
-    kernel = choose_kernel(pair.device)
-    work = comparing(kernel, tuple(tolerances), base, tuned, gpu or pair.device)
-    return total(pair, units, results_of(work, units, lambda _, counted: counted), tolerances)
+    work: Work[ScanUnit, Counters]
+    if pair.engine == "ray":
+        units = [to_travel(pair, unit) for unit in units]
+        work = MadeThere(partial(_compare_files, tuple(tolerances), device_there(pair.device)))
+    else:
+        base, tuned = sources(pair, units)
+        kernel = choose_kernel(pair.device)
+        work = comparing(kernel, tuple(tolerances), base, tuned, gpu or pair.device)
+    parts = results_of(pair, work, units, lambda _, counted: counted)
+    return total(pair, units, parts, tolerances)
+
+
+def _compare_files(
+    tolerances: tuple[Tolerance, ...], device: str | None
+) -> Work[ScanUnit, Counters]:
+    """The work of a scan of files alone, made where it is done."""
+    return comparing(choose_kernel(device), tolerances, None, None, device)
 
 
 def sources(
@@ -168,7 +184,17 @@ def total(
     return everything
 
 
+def engine_of(pair: ModelPair, paths: Callable[[UnitT], set[str]]) -> Engine:
+    """Who does the work on `pair`; for workers elsewhere, with the files that each unit needs."""
+    if pair.engine != "ray":
+        return ThreadEngine()
+    from pytest_subnet.scan.ray_engine import RayEngine
+
+    return RayEngine(paths, gpus=device_there(pair.device) == "cuda")
+
+
 def results_of(
+    pair: ModelPair,
     work: Work[ScanUnit, ResultT],
     units: Sequence[ScanUnit],
     settle: Callable[[ScanUnit, ResultT], KeptT],
@@ -180,7 +206,7 @@ def results_of(
     """
     kept: dict[int, KeptT] = {}
     nbytes = sum(unit.nbytes for unit in units)
-    engine = ThreadEngine()
+    engine = engine_of(pair, paths_of)
     with progress.bar(nbytes, "comparing") as advance, closing(engine.map(work, units)) as done:
         for position, result in done:
             if position in kept:

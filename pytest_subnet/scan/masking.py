@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -15,11 +16,13 @@ from pytest_subnet.scan.casts import cast
 from pytest_subnet.scan.comparing import bounds_of, run_of_files, scratch_rooms
 from pytest_subnet.scan.contracts import FileKernel, FileMaskKernel
 from pytest_subnet.scan.counters import Counters
+from pytest_subnet.scan.engines import MadeThere
 from pytest_subnet.scan.found import STRATA, Found, StrataCounts, merged, rounded_to
 from pytest_subnet.scan.gathering import ledger, results_of, sources, total
 from pytest_subnet.scan.kernels import choose_kernel, device_mask_kernel
 from pytest_subnet.scan.reading import Sides
 from pytest_subnet.scan.tolerance import SAME_BITS
+from pytest_subnet.scan.travelling import device_there, to_travel
 from pytest_subnet.scan.units import cut
 
 if TYPE_CHECKING:
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
     from pytest_subnet.checkpoints import Checkpoint
     from pytest_subnet.checkpoints.base import Buffer
     from pytest_subnet.pairs import ModelPair
-    from pytest_subnet.scan.contracts import MaskKernel
+    from pytest_subnet.scan.contracts import MaskKernel, Work
     from pytest_subnet.scan.gathering import Ledger
     from pytest_subnet.scan.tolerance import Tolerance
     from pytest_subnet.scan.units import ScanUnit
@@ -95,29 +98,42 @@ def mark(
         pair.check_second_names()
         tolerances = [t for t in dict.fromkeys((*known.declared, tolerance)) if not t.same_bits]
         units = cut(pair, rows)
-        base, tuned = sources(pair, units)
-        work = CompareAndMark(
-            choose_mask_kernel(pair.device),
-            tuple(tolerances),
-            tolerance,
-            base,
-            tuned,
-            pair.device,
-        )
+        work: Work[ScanUnit, Marks]
+        if pair.engine == "ray":
+            units = [to_travel(pair, unit) for unit in units]
+            device = device_there(pair.device)
+            work = MadeThere(partial(_mark_files, tuple(tolerances), tolerance, device))
+        else:
+            work = CompareAndMark(
+                choose_mask_kernel(pair.device),
+                tuple(tolerances),
+                tolerance,
+                *sources(pair, units),
+                pair.device,
+            )
 
         def settle(unit: ScanUnit, marks: Marks) -> Kept:
             for segment, words in zip(unit.segments, marks.words, strict=True):
                 write(segment.row, segment.start // 64, words)
             return Kept(marks.counters, marks.strata)
 
-        kept = results_of(work, units, settle)
+        kept = results_of(pair, work, units, settle)
         counted = total(pair, units, [each.counters for each in kept], tolerances)
+        known.read += index.size
         pair.check_unchanged()
         is_live = pair.base.is_live or pair.tuned.is_live
         missing = index if is_live else _missing(known, index, (SAME_BITS, *tolerances))
         if missing.size:
-            known.keep(missing, counted)
+            with known.cache.turn():
+                known.learn(missing, counted)
         return Marked(known.updated(tolerance)[index], merged([each.strata for each in kept]))
+
+
+def _mark_files(
+    tolerances: tuple[Tolerance, ...], tolerance: Tolerance, device: str | None
+) -> CompareAndMark:
+    """The work of marking what is in files alone, made where it is done."""
+    return CompareAndMark(choose_mask_kernel(device), tolerances, tolerance, None, None, device)
 
 
 def _missing(

@@ -9,13 +9,22 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
-from pytest_subnet.checkpoints.memory import TensorsCheckpoint, from_module
+from pytest_subnet.checkpoints.memory import TensorsCheckpoint
 from pytest_subnet.errors import CheckpointError, SubnetError
 from pytest_subnet.pairs.model_pair import ModelPair
 from pytest_subnet.pairs.opening import open_pair
 from pytest_subnet.scan.gathering import declare, gather
 from pytest_subnet.scan.tolerance import SAME_BITS, Tolerance
 from pytest_subnet.text import plural, safe, size
+from pytest_subnet.training.sharded import (
+    Held,
+    check_copies,
+    check_held_alike,
+    in_this_process,
+    open_held,
+    replaced,
+    tell_others,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
@@ -46,12 +55,14 @@ class RecordedUpdate(ModelPair):
             "is still being recorded: measure it after the `with` block, when the block has ended"
         )
 
-    def finish(self, before: TensorsCheckpoint, after: TensorsCheckpoint) -> None:
+    def finish(self, before: Held, after: Held) -> None:
         """Align and count now, and freeze: the model may move on."""
+        check_held_alike(before, after)
         aligned = open_pair(before, after)
         declare(aligned, self.__dict__.pop("tolerances", ()))
         gather(aligned, range(len(aligned.tensors)), SAME_BITS)
-        frozen = _Frozen(after)
+        frozen = replaced(after, _Frozen, "freezing")
+        check_copies(frozen, lambda: _prints(frozen), aligned.label)
         self.__dict__.update(aligned.__dict__, tuned=frozen)
         self._identities = before.identity(), frozen.identity()
         self._state = ""
@@ -115,6 +126,9 @@ def record_update(
     The weights before are copied, once, and compared with the model's own when the block ends: its
     cost is one copy of the model (logged before it is made, and in `.kept_bytes`). Parameters may
     be replaced in the block; `torch.compile` and `DistributedDataParallel` are looked through.
+    Where torch's process group has several ranks, all of them must record and measure, in the same
+    order: each keeps and compares what it holds, shards (`DTensor`) or a copy, and all get the
+    counts of the whole model.
 
     Args:
         model: a module; its parameters and persistent buffers are recorded.
@@ -128,8 +142,9 @@ def record_update(
         the model has moved on.
 
     Raises:
-        SubnetError: the copy does not fit on the device; or, from any measure, the block has not
-            ended or raised.
+        SubnetError: the copy does not fit on the device; another rank failed or did not come; or,
+            from any measure, the block has not ended or raised.
+        PairMismatchError: copies of the model on several ranks have drifted apart.
         CheckpointError: the model has weights that cannot be compared.
         TypeError: `model` is no module, or a tolerance is no `Tolerance`.
         ValueError: an unknown `keep_on`.
@@ -172,19 +187,20 @@ def _kind(value: object) -> str:
 def _recorded(
     model: torch.nn.Module, keep_on: KeepOn, tolerances: tuple[Tolerance, ...]
 ) -> Iterator[RecordedUpdate]:
-    source = from_module(model)
-    update = RecordedUpdate(_unique_bytes(source), keep_on)
+    source = open_held(model, "the start")
+    update = RecordedUpdate(_unique_bytes(in_this_process(source)), keep_on)
     update.__dict__["tolerances"] = tolerances
     _log.info("recording an update of %s: %s on %s", source.label, size(update.kept_bytes), keep_on)
-    before = _copy(source, keep_on, update.kept_bytes)
+    before = replaced(source, lambda held: _copy(held, keep_on, update.kept_bytes), "copying")
     try:
         yield update
     except BaseException as error:
         update.give_up(error, "the block")
+        tell_others(model, source, "the end", error)
         raise
     try:
-        after = from_module(model)
-        after.label = f"{source.label} after"
+        after = open_held(model, "the end")
+        after.label = in_this_process(after).label = f"{source.label} after"
         update.finish(before, after)
     except BaseException as error:
         update.give_up(error, "comparing before and after")
@@ -228,6 +244,11 @@ def _check_room(device: torch.device, needed: int) -> None:
             f"the copy of the weights before needs {size(needed)} more on {device}, which has "
             f'{size(free)} free; keep it on the CPU with keep_on="cpu"'
         )
+
+
+def _prints(frozen: Held) -> dict[str, str]:
+    local = in_this_process(frozen)
+    return {name: local.fingerprint(name) for name in local.names()}
 
 
 class _Frozen(TensorsCheckpoint):

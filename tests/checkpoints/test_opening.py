@@ -191,7 +191,7 @@ def test_empty_directory(tmp_path: Path, refusal: Refusal) -> None:
 
 
 def test_directory_without_weights(tmp_path: Path, refusal: Refusal) -> None:
-    for name in ("config.json", "latest", "evil\x1b[2J", "global_step400", "b", "c", "d"):
+    for name in ("config.json", "log", "evil\x1b[2J", "trace", "b", "c", "d"):
         (tmp_path / name).write_text("{}")
     assert refusal(tmp_path) == (
         f"{tmp_path} has no weights: it holds b, c, config.json, d, evil\\x1b[2J, … 2 more; "

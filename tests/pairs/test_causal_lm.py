@@ -100,6 +100,97 @@ def test_the_system_is_asked_for_its_free_memory(tmp_path, monkeypatch):
     assert free_bytes("cpu") is None
 
 
+def memory(*models):
+    """Bytes of all tensors of some models, each piece of memory once."""
+    tensors = [each for model in models for each in model.state_dict().values()]
+    return sum({each.data_ptr(): each.nbytes for each in tensors}.values())
+
+
+def test_what_is_bit_identical_is_shared_when_asked(pair):
+    tokens = torch.tensor([[1, 2, 3]])
+    apart = load_causal_lm_pair(pair, "cpu")
+    together = load_causal_lm_pair(pair, "cpu", share_identical=True)
+
+    base, tuned = (dict(model.named_parameters()) for model in together[:2])
+    shared = {name for name in base if base[name].data_ptr() == tuned[name].data_ptr()}
+    assert shared == {name for name in base if torch.equal(base[name], tuned[name])}
+    assert shared == {name for name in base if not name.endswith("_proj.weight")}
+    saved = sum(base[name].nbytes for name in shared)
+    assert memory(*apart[:2]) - memory(*together[:2]) == saved
+    for one, other in zip(apart[:2], together[:2], strict=True):
+        assert not other.training
+        assert torch.equal(one(tokens).logits, other(tokens).logits)
+
+
+def test_nothing_is_shared_unless_asked(pair):
+    base, tuned, _ = load_causal_lm_pair(pair, "cpu")
+
+    assert memory(base, tuned) == memory(base) + memory(tuned)
+    assert all(each.requires_grad for each in tuned.parameters())
+
+
+def test_what_is_shared_cannot_be_trained(pair):
+    base, tuned, _ = load_causal_lm_pair(pair, "cpu", share_identical=True)
+
+    assert not any(each.requires_grad for each in (*base.parameters(), *tuned.parameters()))
+
+
+def test_ties_hold_and_buffers_are_shared_too():
+    class Tied(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = torch.nn.Linear(2, 2, bias=False)
+            self.head = torch.nn.Linear(2, 2, bias=False)
+            self.head.weight = self.embed.weight
+            self.register_buffer("scale", torch.ones(3))
+            torch.nn.init.ones_(self.embed.weight)
+
+    base, tuned = Tied(), Tied()
+
+    assert causal_lm.share(base, tuned) == 16 + 12
+    assert tuned.head.weight is tuned.embed.weight
+    assert tuned.embed.weight.data_ptr() == base.embed.weight.data_ptr()
+    assert tuned.scale.data_ptr() == base.scale.data_ptr()
+
+
+def test_zeros_of_another_sign_other_shapes_and_dtypes_are_not_shared():
+    base, tuned = (torch.nn.ParameterDict() for _ in range(2))
+    pairs = {
+        "sign": (torch.zeros(2), -torch.zeros(2)),
+        "shape": (torch.ones(2, 3), torch.ones(3, 2)),
+        "dtype": (torch.zeros(2), torch.zeros(2, dtype=torch.int32)),
+        "nan": (torch.full((2,), torch.nan), torch.full((2,), torch.nan)),
+        "order": (torch.eye(3)[:2].t(), torch.eye(3)[:2].t().contiguous()),
+    }
+    for name, (one, other) in pairs.items():
+        base[name] = torch.nn.Parameter(one, requires_grad=False)
+        tuned[name] = torch.nn.Parameter(other, requires_grad=False)
+    tuned["new"] = torch.nn.Parameter(torch.ones(1))
+
+    causal_lm.share(base, tuned)
+
+    shared = {name for name in pairs if base[name].data_ptr() == tuned[name].data_ptr()}
+    assert shared == {"nan", "order"}
+    assert torch.equal(tuned["order"], pairs["order"][1])
+    assert tuned["new"].item() == 1
+
+
+def test_for_shared_models_the_base_must_fit(pair, monkeypatch):
+    monkeypatch.setattr(causal_lm, "free_bytes", lambda device: 300_000)
+    assert room_for(pair, "cpu", share_identical=True) == (
+        "230 kB + up to 230 kB needed on cpu, 300 kB free"
+    )
+
+    monkeypatch.setattr(causal_lm, "free_bytes", lambda device: 200_000)
+    with pytest.raises(SubnetError) as caught:
+        room_for(pair, "cpu", share_identical=True)
+
+    assert str(caught.value) == (
+        "the base does not fit: 230 kB + up to 230 kB needed on cpu, 200 kB free; take a larger "
+        "device with --subnet-device, or free memory"
+    )
+
+
 def test_weights_that_are_missing_are_not_made_up(pair, tmp_path):
     path = tmp_path / "tuned" / "model.safetensors"
     weights = load_file(path)

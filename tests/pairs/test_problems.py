@@ -146,7 +146,7 @@ def test_a_scale_that_is_a_weight_is_one() -> None:
     [
         ({"vocab": "any"}, "vocab='any' is not one of 'strict', 'common'"),
         ({"as_dtype": "float8_e4m3fn"}, "as_dtype='float8_e4m3fn' is not one of bfloat16, float16"),
-        ({"engine": "ray"}, "engine='ray' is not known"),
+        ({"engine": "spark"}, "engine='spark' is not one of 'threads', 'ray'"),
         ({"device": "gpu"}, "device='gpu' is not one of 'cpu', 'cuda', 'cuda:N'"),
     ],
 )

@@ -156,3 +156,57 @@ def test_without_a_terminal_the_need_is_in_the_captured_output(llamas, pair_opti
     )
 
     assert "causal_lm_pair: 230 kB + 230 kB needed" in (llamas.path / "report.xml").read_text()
+
+
+def test_a_parameter_asks_to_hold_once_what_is_bit_identical(llamas, pair_options):
+    has_memory(llamas, 3_000_000)
+    llamas.makepyfile(
+        """
+        import pytest
+
+        def places(causal_lm_pair):
+            models = causal_lm_pair[:2]
+            return [{each.data_ptr() for each in model.parameters()} for model in models]
+
+        @pytest.mark.parametrize("causal_lm_pair", [{"share_identical": True}], indirect=True)
+        def test_once(causal_lm_pair):
+            base, tuned = places(causal_lm_pair)
+            assert len(base & tuned) == len(base) - 14  # the projections of two blocks moved
+
+        def test_twice(causal_lm_pair):
+            base, tuned = places(causal_lm_pair)
+            assert not base & tuned
+        """
+    )
+
+    result = llamas.runpytest(*pair_options, CPU)
+
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines_random(
+        [
+            "causal_lm_pair: 230 kB + up to 230 kB needed on cpu, 3 MB free",
+            "causal_lm_pair: 230 kB + 230 kB needed on cpu, 3 MB free",
+        ]
+    )
+
+
+def test_a_parameter_of_another_kind_is_refused_before_anything_is_loaded(
+    llamas, pair_options, monkeypatch
+):
+    monkeypatch.setattr(causal_lm, "_load", None)
+    llamas.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.parametrize("causal_lm_pair", ["shared"], indirect=True)
+        def test_once(causal_lm_pair): ...
+        """
+    )
+
+    result = llamas.runpytest(*pair_options, CPU)
+
+    result.assert_outcomes(errors=1)
+    assert (
+        'parametrize("causal_lm_pair", …, indirect=True) takes {"share_identical": True} or '
+        "{\"share_identical\": False}, not 'shared'"
+    ) in result.outlines

@@ -10,7 +10,7 @@ from pytest_subnet.reports.terminal import summary, write_summary
 
 def table_of(*rows, **more):
     table = {"key": "k", "pair": "base -> tuned", "notes": [], "total": len(rows)}
-    return {**table, "rows": dict(enumerate(rows)), **more}
+    return {**table, "rows": dict(enumerate(rows)), "read": len(rows), "taken": 0, **more}
 
 
 def lines_of(*rows, ascii_only=False, **more):
@@ -49,6 +49,19 @@ def test_bars_can_be_drawn_in_ascii():
 
     assert lines[5].split()[-1] == "#" * 10
     assert "\n".join(lines).isascii()
+
+
+@pytest.mark.parametrize(
+    ("read", "taken", "line"),
+    [
+        (0, 1, "scan cache: nothing read, 1 tensor taken from it"),
+        (4, 1234, "scan cache: 4 tensors read, 1,234 tensors taken from it"),
+    ],
+)
+def test_a_hit_of_the_scan_cache_is_named(read, taken, line):
+    lines = lines_of((0, "norm", "f32", 1, 0, 0), notes=["one"], read=read, taken=taken)
+
+    assert lines[2:5] == ["note: one", line, ""]
 
 
 def test_dtypes_coverage_and_notes_are_said():
