@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pytest_subnet.checkpoints.adapters import open_adapter as open_adapter
+    from pytest_subnet.checkpoints.adapters.opening import open_adapter as open_adapter
     from pytest_subnet.checkpoints.base import Checkpoint as Checkpoint
     from pytest_subnet.checkpoints.opening import open_checkpoint as open_checkpoint
-    from pytest_subnet.checkpoints.quantised import dequantised as dequantised
+    from pytest_subnet.checkpoints.quantised.opening import dequantised as dequantised
     from pytest_subnet.errors import CheckpointError as CheckpointError
     from pytest_subnet.errors import PairMismatchError as PairMismatchError
     from pytest_subnet.errors import SelectionError as SelectionError
@@ -56,10 +56,10 @@ if TYPE_CHECKING:
     from pytest_subnet.trajectories.trajectory import Trajectory as Trajectory
 
 _WHERE = {
-    "checkpoints.adapters": ("open_adapter",),
+    "checkpoints.adapters.opening": ("open_adapter",),
     "checkpoints.base": ("Checkpoint",),
     "checkpoints.opening": ("open_checkpoint",),
-    "checkpoints.quantised": ("dequantised",),
+    "checkpoints.quantised.opening": ("dequantised",),
     "errors": ("CheckpointError", "PairMismatchError", "SelectionError", "SubnetError"),
     "findings.dynamics": ("assert_step_sparsity", "assert_update_dynamics", "update_dynamics"),
     "findings.movement": (

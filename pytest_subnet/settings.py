@@ -172,7 +172,7 @@ def locate(source: str, start: Path) -> str:
 
     A path stays good when a test changes the working directory.
     """
-    from pytest_subnet.checkpoints.urls import is_url
+    from pytest_subnet.checkpoints.remote.urls import is_url
 
     if is_url(source):
         return source
@@ -186,7 +186,7 @@ def locate(source: str, start: Path) -> str:
 
 def shown(source: str, root: Path) -> str:
     """How messages name what `locate` found: below `root` relative to it, else as it is."""
-    from pytest_subnet.checkpoints.urls import is_url, masked
+    from pytest_subnet.checkpoints.remote.urls import is_url, masked
 
     if is_url(source):
         return masked(source)

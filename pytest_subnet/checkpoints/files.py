@@ -9,7 +9,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_subnet.checkpoints.urls import is_url
+from pytest_subnet.checkpoints.remote.urls import is_url
 from pytest_subnet.errors import CheckpointError
 from pytest_subnet.text import safe
 
@@ -126,7 +126,9 @@ class FileReader:
     def read_into(self, path: str, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` with the bytes of the file `path`, or at that address, from `offset` on."""
         if is_url(path):
-            from pytest_subnet.checkpoints import ranges  # deferred: a file on disk needs no client
+            from pytest_subnet.checkpoints.remote import (
+                ranges,  # deferred: a file on disk needs no client
+            )
 
             return ranges.read_into(path, offset, buffer)
         try:

@@ -6,13 +6,15 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, cast
 
-from pytest_subnet.checkpoints import dcp, deepspeed, folders, fsdp_shards, hub, safetensors
+from pytest_subnet.checkpoints import deepspeed, folders, hub, safetensors
 from pytest_subnet.checkpoints.base import Checkpoint
+from pytest_subnet.checkpoints.dcp import opening as dcp
 from pytest_subnet.checkpoints.files import exists, unreadable
+from pytest_subnet.checkpoints.fsdp import opening as fsdp
 from pytest_subnet.checkpoints.json_files import read_json
+from pytest_subnet.checkpoints.remote.urls import is_url
 from pytest_subnet.checkpoints.safetensors import SafetensorsCheckpoint
 from pytest_subnet.checkpoints.sharded import series
-from pytest_subnet.checkpoints.urls import is_url
 from pytest_subnet.checkpoints.wording import short
 from pytest_subnet.errors import CheckpointError
 from pytest_subnet.text import first_few, plural, safe
@@ -32,7 +34,7 @@ _INDEXES = (safetensors.INDEX_SUFFIX, _TORCH_INDEX)
 _ADAPTER = "adapter_model"
 
 _FORMATS: tuple[tuple[Callable[[Sequence[str]], bool], Callable[[Path, str], Checkpoint]], ...] = (
-    (fsdp_shards.recognises, fsdp_shards.open_directory),
+    (fsdp.recognises, fsdp.open_directory),
     (dcp.recognises, dcp.open_directory),
     (deepspeed.recognises, deepspeed.open_directory),
 )
@@ -91,7 +93,7 @@ def _open_path(source: str) -> Checkpoint:
             "the path of the checkpoint is empty; is the variable for it not set?"
         )
     if is_url(source):
-        from pytest_subnet.checkpoints.remote import open_remote
+        from pytest_subnet.checkpoints.remote.opening import open_remote
 
         return open_remote(source)
     path = _expanded(source)
@@ -209,7 +211,9 @@ def _choose(
 
 def _is_no_weights(name: str) -> bool:
     """Whether a file is a trainer's own state, or hidden (some systems add `._name` files)."""
-    return name.startswith((".", "training_args", "optimizer", "scheduler", "scaler", "rng_state"))
+    return name == "data.pt" or name.startswith(
+        (".", "training_args", "optimizer", "scheduler", "scaler", "rng_state", "trainer_state")
+    )
 
 
 def _open_file(path: Path, label: str) -> Checkpoint:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from pathlib import Path
 
-    from pytest_subnet.checkpoints.urls import RemoteFile
+    from pytest_subnet.checkpoints.remote.urls import RemoteFile
 
 _NUMBERED = re.compile(r"(?P<stem>.+)-\d+-of-(?P<count>\d+)(?P<suffix>\.\w+)", re.ASCII)
 

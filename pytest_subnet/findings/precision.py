@@ -242,8 +242,12 @@ def _words(
                 yield buffer[:filled], places, lengths
                 places, lengths, filled = [], [], 0
             into = memory[2 * filled : 2 * (filled + count)]
-            if found is not None and len(found) == 1:
-                reader.read_into(found[0].path, found[0].offset + 2 * start, into)
+            one = found[0] if found is not None and len(found) == 1 else None
+            run = checkpoint.extents(name, 2 * start, 2 * count) if one is None else None
+            if one is not None:
+                reader.read_into(one.path, one.offset + 2 * start, into)
+            elif run is not None and len(run) == 1:
+                reader.read_into(run[0].path, run[0].offset, into)
             else:
                 checkpoint.read_into(name, 2 * start, into)
             places.append(place)

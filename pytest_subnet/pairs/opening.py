@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
-from pytest_subnet.checkpoints.adapters import is_adapter, open_adapter
+from pytest_subnet.checkpoints.adapters.opening import is_adapter, open_adapter
 from pytest_subnet.checkpoints.collector import collector_at_rest
 from pytest_subnet.checkpoints.dtypes import ARITHMETIC, DTYPES
 from pytest_subnet.checkpoints.experts import ExpertsCheckpoint, fused_otherwise

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from pytest_subnet.checkpoints.dtypes import ARITHMETIC
+from pytest_subnet.checkpoints.base import Extent
+from pytest_subnet.checkpoints.dtypes import ARITHMETIC, DTYPES
 from pytest_subnet.checkpoints.files import FileReader
-from pytest_subnet.checkpoints.urls import is_url
+from pytest_subnet.checkpoints.remote.urls import is_url
 from pytest_subnet.scan import bits_kernel
 from pytest_subnet.scan.contracts import FileKernel, Place
 from pytest_subnet.scan.counters import Counters
@@ -19,7 +20,7 @@ from pytest_subnet.scan.kernels import device_bits_kernel, device_kernel
 from pytest_subnet.scan.reading import Sides, in_step, room_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -41,6 +42,7 @@ class FileRun(NamedTuple):
     base: Place
     tuned: Place
     scratch: tuple[NDArray[np.uint8], NDArray[np.uint8]]
+    entries: int
 
 
 @dataclass(frozen=True)
@@ -94,11 +96,25 @@ class Compare:
         bounds: NDArray[np.int64],
         counters: Counters,
     ) -> bool:
-        """The quick way, for a unit that is one run of one file on each side."""
-        if not isinstance(self.kernel, FileKernel):
+        """The quick way, for a unit that is in files as it is compared."""
+        if not isinstance(self.kernel, FileKernel) or not is_read_by_kernel(unit):
             return False
-        run = run_of_files(unit, reader, rooms)
-        return run is not None and self.kernel.compare_files(*run, unit.dtype, bounds, counters)
+        parts: list[tuple[slice, Counters]] = []
+        start = 0
+        for run in runs_of_files(unit, reader, rooms):
+            end = start + run.entries
+            first = int(np.searchsorted(bounds, start, "right")) - 1
+            last = int(np.searchsorted(bounds, end, "left"))
+            part = Counters(last - first, self.tolerances)
+            inner = np.clip(bounds[first : last + 1], start, end) - start
+            places = run.base, run.tuned, run.scratch
+            if not self.kernel.compare_files(*places, unit.dtype, inner, part):
+                return False
+            parts.append((slice(first, last), part))
+            start = end
+        for rows, part in parts:
+            counters.add(np.arange(rows.start, rows.stop), part)
+        return True
 
 
 def bounds_of(unit: ScanUnit) -> NDArray[np.int64]:
@@ -113,25 +129,44 @@ def scratch_rooms() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     return room_for(_SCRATCH_BYTES), room_for(_SCRATCH_BYTES)
 
 
-def run_of_files(
-    unit: ScanUnit, reader: FileReader, rooms: tuple[NDArray[np.uint8], NDArray[np.uint8]]
-) -> FileRun | None:
-    """What a kernel that reads is to read; None unless it is one run of one file on each side."""
-    if (
-        not _HAS_PREAD
-        or unit.dtype not in ARITHMETIC
-        or not unit.dtype == unit.base_dtype == unit.tuned_dtype
-        or unit.base is None
-        or unit.tuned is None
-        or not len(unit.base) == len(unit.tuned) == 1
-        or is_url(unit.base[0].path)
-        or is_url(unit.tuned[0].path)
-    ):
-        return None
-    extents = unit.base[0], unit.tuned[0]
-    base, tuned = (Place(reader.descriptor(path), offset) for path, offset, _ in extents)
-    scratch = (
-        in_step(rooms[0], base.offset, _SCRATCH_BYTES),
-        in_step(rooms[1], tuned.offset, _SCRATCH_BYTES),
+def is_read_by_kernel(unit: ScanUnit) -> bool:
+    """Whether both sides of `unit` are in files of this machine, and compared as they are."""
+    return (
+        _HAS_PREAD
+        and unit.dtype in ARITHMETIC
+        and unit.dtype == unit.base_dtype == unit.tuned_dtype
+        and unit.base is not None
+        and unit.tuned is not None
+        and not any(is_url(extent.path) for extent in (*unit.base, *unit.tuned))
     )
-    return FileRun(base, tuned, scratch)
+
+
+def runs_of_files(
+    unit: ScanUnit, reader: FileReader, rooms: tuple[NDArray[np.uint8], NDArray[np.uint8]]
+) -> Iterator[FileRun]:
+    """What a kernel is to read of a unit, one run of one file on each side after the other."""
+    assert unit.base is not None
+    assert unit.tuned is not None
+    itemsize = DTYPES[unit.dtype].itemsize
+    for base, tuned in _side_by_side(unit.base, unit.tuned):
+        before = Place(reader.descriptor(base.path), base.offset)
+        after = Place(reader.descriptor(tuned.path), tuned.offset)
+        scratch = (
+            in_step(rooms[0], base.offset, _SCRATCH_BYTES),
+            in_step(rooms[1], tuned.offset, _SCRATCH_BYTES),
+        )
+        yield FileRun(before, after, scratch, base.nbytes // itemsize)
+
+
+def _side_by_side(
+    base: Sequence[Extent], tuned: Sequence[Extent]
+) -> Iterator[tuple[Extent, Extent]]:
+    """Extents of the same bytes, cut where one side or the other goes on elsewhere."""
+    left, right = list(reversed(base)), list(reversed(tuned))
+    while left and right:
+        one, other = left.pop(), right.pop()
+        nbytes = min(one.nbytes, other.nbytes)
+        yield one._replace(nbytes=nbytes), other._replace(nbytes=nbytes)
+        for side, extent in ((left, one), (right, other)):
+            if extent.nbytes > nbytes:
+                side.append(Extent(extent.path, extent.offset + nbytes, extent.nbytes - nbytes))

@@ -13,7 +13,12 @@ from pytest_subnet.checkpoints.dtypes import ARITHMETIC, DTYPES
 from pytest_subnet.checkpoints.files import FileReader
 from pytest_subnet.scan import bits_kernel
 from pytest_subnet.scan.casts import cast
-from pytest_subnet.scan.comparing import bounds_of, run_of_files, scratch_rooms
+from pytest_subnet.scan.comparing import (
+    bounds_of,
+    is_read_by_kernel,
+    runs_of_files,
+    scratch_rooms,
+)
 from pytest_subnet.scan.contracts import FileKernel, FileMaskKernel
 from pytest_subnet.scan.counters import Counters
 from pytest_subnet.scan.engines import MadeThere
@@ -175,12 +180,7 @@ class CompareAndMark:
                 counters = Counters(len(unit.segments), self.tolerances)
                 bounds = bounds_of(unit)
                 found = Found(bounds, unit.dtype, self.tolerance)
-                run = run_of_files(unit, reader, rooms)
-                if not (
-                    run is not None
-                    and isinstance(self.kernel, FileMaskKernel)
-                    and self.kernel.mask_files(*run, unit.dtype, bounds, counters, found)
-                ):
+                if not self._mask_files(unit, reader, rooms, bounds, counters, found):
                     base, tuned = sides.load(unit)
                     kernel = self._kernel_for(unit.dtype, base, tuned)
                     kernel(base, tuned, unit.dtype, bounds, counters, found)
@@ -189,6 +189,29 @@ class CompareAndMark:
                 return _marks(unit, counters, found)
 
             yield compare
+
+    def _mask_files(
+        self,
+        unit: ScanUnit,
+        reader: FileReader,
+        rooms: tuple[NDArray[np.uint8], NDArray[np.uint8]],
+        bounds: NDArray[np.int64],
+        counters: Counters,
+        found: Found,
+    ) -> bool:
+        """The quick way, for a unit that is one run of one file on each side.
+
+        Where it is several, one could end in the middle of a word of bits.
+        """
+        if not isinstance(self.kernel, FileMaskKernel) or not is_read_by_kernel(unit):
+            return False
+        assert unit.base is not None
+        assert unit.tuned is not None
+        if not len(unit.base) == len(unit.tuned) == 1:
+            return False
+        run = next(runs_of_files(unit, reader, rooms))
+        places = run.base, run.tuned, run.scratch
+        return self.kernel.mask_files(*places, unit.dtype, bounds, counters, found)
 
     def _kernel_for(self, dtype: str, base: Buffer, tuned: Buffer) -> MaskKernel:
         if dtype not in ARITHMETIC:

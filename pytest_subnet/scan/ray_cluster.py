@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pytest_subnet.checkpoints.urls import is_url
+from pytest_subnet.checkpoints.remote.urls import is_url
 from pytest_subnet.errors import CheckpointError, SubnetError
 from pytest_subnet.scan.engines import cores
 from pytest_subnet.text import first_few, safe

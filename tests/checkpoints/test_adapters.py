@@ -24,8 +24,8 @@ from transformers import (
 )
 
 from pytest_subnet import CheckpointError, open_checkpoint, open_pair, update_rank, update_sparsity
-from pytest_subnet.checkpoints import adapter_merging
-from pytest_subnet.checkpoints.adapters import is_adapter, open_adapter
+from pytest_subnet.checkpoints.adapters import merging
+from pytest_subnet.checkpoints.adapters.opening import is_adapter, open_adapter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -330,13 +330,13 @@ def test_a_pair_counts_what_it_counts_of_the_saved_merge(tmp_path: Path) -> None
 
 def counting(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     merged: list[str] = []
-    merge = adapter_merging.merge
+    merge = merging.merge
 
     def count(update: Any, *rest: Any) -> torch.Tensor:
         merged.append(update.target)
         return merge(update, *rest)
 
-    monkeypatch.setattr(adapter_merging, "merge", count)
+    monkeypatch.setattr(merging, "merge", count)
     return merged
 
 
@@ -371,7 +371,7 @@ def test_a_matrix_is_made_once_however_many_threads_ask_for_pieces(
 
 def test_only_the_last_matrices_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(tmp_path, llama(), target_modules=PROJECTIONS)
-    monkeypatch.setattr("pytest_subnet.checkpoints.adapters._KEPT_BYTES", 0)
+    monkeypatch.setattr("pytest_subnet.checkpoints.adapters.opening._KEPT_BYTES", 0)
     merged = counting(monkeypatch)
     checkpoint = open_adapter(tmp_path / "adapter", tmp_path / "base")
     names = [name for name in checkpoint.names() if name.split(".")[-2] in PROJECTIONS]

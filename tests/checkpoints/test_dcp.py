@@ -22,7 +22,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from pytest_subnet import CheckpointError, open_checkpoint, open_pair, update_sparsity
-from pytest_subnet.checkpoints.dcp import open_directory, recognises
+from pytest_subnet.checkpoints.dcp.opening import open_directory, recognises
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -264,7 +264,7 @@ def test_opening_reads_no_data_and_needs_no_torch(run: Path) -> None:
         os.truncate(chunks, 1 << 30)  # holes
     code = (
         "import sys; from pathlib import Path\n"
-        "from pytest_subnet.checkpoints.dcp import open_directory\n"
+        "from pytest_subnet.checkpoints.dcp.opening import open_directory\n"
         f"found = open_directory(Path({str(run)!r}), 'run')\n"
         f"assert found.info({NAME!r}).shape == (7, 6)\n"
         "assert 'torch' not in sys.modules\n"

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_subnet.checkpoints.dcp_boxes import (
+from pytest_subnet.checkpoints.dcp.boxes import (
     Box,
     fault_in_cover,
     runs_between,

@@ -19,8 +19,8 @@ from torch.distributed._shard.sharded_tensor import metadata as before_2_3
 from torch.distributed.checkpoint.metadata import Metadata
 
 from pytest_subnet import CheckpointError
-from pytest_subnet.checkpoints.dcp_boxes import Box
-from pytest_subnet.checkpoints.dcp_metadata import Chunk, Description, StoredTensor, read_metadata
+from pytest_subnet.checkpoints.dcp.boxes import Box
+from pytest_subnet.checkpoints.dcp.metadata import Chunk, Description, StoredTensor, read_metadata
 
 if TYPE_CHECKING:
     from pathlib import Path

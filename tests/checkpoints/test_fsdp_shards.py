@@ -24,7 +24,7 @@ from torch.distributed.tensor.placement_types import _StridedShard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from pytest_subnet import CheckpointError, open_checkpoint, open_pair, update_sparsity
-from pytest_subnet.checkpoints.fsdp_shards import open_directory, recognises
+from pytest_subnet.checkpoints.fsdp.opening import open_directory, recognises
 from pytest_subnet.checkpoints.zip_records import Records, mapped_from_some
 
 if TYPE_CHECKING:

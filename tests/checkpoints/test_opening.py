@@ -255,8 +255,8 @@ def test_adapter_is_not_a_whole_model(
     for name in files:
         (tmp_path / name).write_text("{}")
     assert refusal(tmp_path) == (
-        f"{tmp_path} is a PEFT adapter, not a whole model; merge it into its base "
-        "(merge_and_unload, then save_pretrained) and pass the directory of the merged model"
+        f"{tmp_path} is a PEFT adapter, not a whole model; compare it with its base by "
+        "open_pair(base, adapter), or open it on its base with open_adapter(adapter, base)"
     )
 
 

@@ -33,8 +33,8 @@ from pytest_subnet import (
     open_pair,
     update_sparsity,
 )
-from pytest_subnet.checkpoints import fp8_blocks
-from pytest_subnet.checkpoints.quantised import dequantised
+from pytest_subnet.checkpoints.quantised import fp8_blocks
+from pytest_subnet.checkpoints.quantised.opening import dequantised
 from pytest_subnet.checkpoints.recent import Recent
 from pytest_subnet.scan import units
 
@@ -233,8 +233,8 @@ def test_memory_stays_that_of_a_strip(tmp_path):
     path = save(tmp_path / "fp8", {UP: codes, f"{UP}_scale_inv": scales}, FP8_CONFIG)
     script = (
         "import resource, sys\n"
-        "from pytest_subnet.checkpoints import fp8_blocks\n"
-        "from pytest_subnet.checkpoints.quantised import dequantised\n"
+        "from pytest_subnet.checkpoints.quantised import fp8_blocks\n"
+        "from pytest_subnet.checkpoints.quantised.opening import dequantised\n"
         "fp8_blocks._STRIP_ENTRIES = 128 * 1024\n"
         "opened = dequantised(sys.argv[1])\n"
         "buffer = memoryview(bytearray(1 << 20))\n"

@@ -19,9 +19,9 @@ from fsspec.registry import _registry
 from safetensors.torch import save
 
 from pytest_subnet import CheckpointError, open_checkpoint, open_pair, update_sparsity
-from pytest_subnet.checkpoints import http_ranges, ranges
 from pytest_subnet.checkpoints.files import FileReader
-from pytest_subnet.checkpoints.urls import RemoteFile, masked, masked_text
+from pytest_subnet.checkpoints.remote import http_ranges, ranges
+from pytest_subnet.checkpoints.remote.urls import RemoteFile, masked, masked_text
 
 from .servers import (
     FileServer,
@@ -955,7 +955,7 @@ def test_environment_of_the_hub_is_heeded(hub: Hub, tmp_path: Path) -> None:
     code = """if True:
         import sys
         from pytest_subnet import CheckpointError, open_checkpoint
-        from pytest_subnet.checkpoints import ranges
+        from pytest_subnet.checkpoints.remote import ranges
         ranges.PAUSE_SECONDS = 0
         try:
             print(open_checkpoint("hf://org/model@v2").fingerprint())

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from pytest_subnet import CheckpointError, assert_frozen, record_update, update_sparsity
-from pytest_subnet.checkpoints.processes import follows
+from pytest_subnet.devices import follows
 
 HERE = Path(__file__).parent
 

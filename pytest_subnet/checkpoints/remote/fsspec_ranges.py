@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pytest_subnet.checkpoints.ranges import AbsentError, Interrupted, Look, RefusedError
-from pytest_subnet.checkpoints.urls import RemoteFile, masked_text
+from pytest_subnet.checkpoints.remote.ranges import AbsentError, Interrupted, Look, RefusedError
+from pytest_subnet.checkpoints.remote.urls import RemoteFile, masked_text
 from pytest_subnet.checkpoints.wording import short
 from pytest_subnet.errors import CheckpointError
 from pytest_subnet.text import safe

@@ -11,7 +11,7 @@ from pytest_subnet.checkpoints.base import Checkpoint, Extent, TensorInfo
 from pytest_subnet.checkpoints.dtypes import DTYPES
 from pytest_subnet.checkpoints.files import FileReader, check_stamp, exists, stamp, unreadable
 from pytest_subnet.checkpoints.folders import whole_weights
-from pytest_subnet.checkpoints.fsdp_ranks import Part, Rank, Whole, place_in_mesh, read_rank
+from pytest_subnet.checkpoints.fsdp.ranks import Part, Rank, Whole, place_in_mesh, read_rank
 from pytest_subnet.checkpoints.json_files import read_json
 from pytest_subnet.checkpoints.wording import short
 from pytest_subnet.errors import CheckpointError

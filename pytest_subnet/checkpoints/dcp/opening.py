@@ -11,12 +11,10 @@ import re
 from bisect import bisect_right
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from pytest_subnet.checkpoints.base import Checkpoint, Extent, TensorInfo
-from pytest_subnet.checkpoints.dcp_boxes import Box, runs_between, start_of_run
-from pytest_subnet.checkpoints.dcp_chunks import load, locate
-from pytest_subnet.checkpoints.dcp_metadata import read_metadata
+from pytest_subnet.checkpoints.dcp.boxes import Box, runs_between, start_of_run
+from pytest_subnet.checkpoints.dcp.chunks import load, locate
+from pytest_subnet.checkpoints.dcp.metadata import read_metadata
 from pytest_subnet.checkpoints.dtypes import DTYPES
 from pytest_subnet.checkpoints.files import (
     FileReader,
@@ -36,9 +34,10 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
     from pathlib import Path
 
+    import numpy as np
     from numpy.typing import NDArray
 
-    from pytest_subnet.checkpoints.dcp_metadata import Chunk, Description, StoredTensor
+    from pytest_subnet.checkpoints.dcp.metadata import Chunk, Description, StoredTensor
 
 _METADATA = ".metadata"
 _SUFFIX = ".distcp"
@@ -152,6 +151,8 @@ class DistributedCheckpoint(Checkpoint):
         tensor = self._tensors[name]
         end = start + len(buffer)
         shape = (*tensor.info.shape, DTYPES[tensor.info.dtype].itemsize)
+        import numpy as np
+
         target = np.frombuffer(buffer, np.uint8)
         first, last = 0, len(tensor.chunks)
         if tensor.starts is not None:
@@ -178,6 +179,8 @@ class DistributedCheckpoint(Checkpoint):
         self, reader: FileReader, info: TensorInfo, chunk: Chunk, start: int, nbytes: int
     ) -> NDArray[np.uint8]:
         """Bytes of a chunk, which are packed in row order."""
+        import numpy as np
+
         path = self._files[chunk.file].path
         place = self._place(reader, info, chunk)
         if place is not None:
@@ -201,6 +204,8 @@ def _strided(
     target: NDArray[np.uint8], start: int, count: int, nbytes: int, step: int
 ) -> NDArray[np.uint8]:
     """`count` runs of `nbytes` in `target`, `step` apart, as the rows of a matrix."""
+    import numpy as np
+
     return np.lib.stride_tricks.as_strided(target[start:], (count, nbytes), (step, 1))
 
 

@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-from pytest_subnet.checkpoints.adapter_config import is_targeted, rank_and_alpha
+from pytest_subnet.checkpoints.adapters.config import is_targeted, rank_and_alpha
 from pytest_subnet.checkpoints.dtypes import ARITHMETIC
 from pytest_subnet.checkpoints.wording import short
 from pytest_subnet.errors import CheckpointError

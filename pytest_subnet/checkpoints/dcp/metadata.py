@@ -12,7 +12,7 @@ import pickle
 import re
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from pytest_subnet.checkpoints.dcp_boxes import Box, fault_in_cover
+from pytest_subnet.checkpoints.dcp.boxes import Box, fault_in_cover
 from pytest_subnet.checkpoints.dtypes import DTYPES
 from pytest_subnet.checkpoints.files import refuse_pointer, unreadable
 from pytest_subnet.checkpoints.wording import broken, short

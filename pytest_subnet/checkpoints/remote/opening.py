@@ -12,14 +12,14 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from pytest_subnet.checkpoints import ranges
 from pytest_subnet.checkpoints.base import Checkpoint, Extent, TensorInfo
 from pytest_subnet.checkpoints.collector import collector_at_rest
 from pytest_subnet.checkpoints.header import header_length, tensors_in
 from pytest_subnet.checkpoints.json_files import DuplicateNameError, parse_unique
-from pytest_subnet.checkpoints.ranges import AbsentError, Look, RefusedError, changed, look
+from pytest_subnet.checkpoints.remote import ranges
+from pytest_subnet.checkpoints.remote.ranges import AbsentError, Look, RefusedError, changed, look
+from pytest_subnet.checkpoints.remote.urls import RemoteFile, is_url, masked
 from pytest_subnet.checkpoints.sharded import check_shards, refuse_unlisted, shards_in
-from pytest_subnet.checkpoints.urls import RemoteFile, is_url, masked
 from pytest_subnet.checkpoints.wording import short
 from pytest_subnet.errors import CheckpointError
 from pytest_subnet.text import first_few, plural, safe
@@ -135,7 +135,7 @@ def open_remote(source: str) -> Checkpoint:
     given = RemoteFile(source)
     _check_address(given)
     if given.scheme == "hf":
-        from pytest_subnet.checkpoints.hub_listing import list_repository
+        from pytest_subnet.checkpoints.remote.hub_listing import list_repository
 
         place, files = list_repository(given)
         return _open(place, _Listed(files), label=masked(given.address))

@@ -25,8 +25,14 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote
 
-from pytest_subnet.checkpoints.ranges import AbsentError, Interrupted, Look, RefusedError, changed
-from pytest_subnet.checkpoints.urls import RemoteFile, masked
+from pytest_subnet.checkpoints.remote.ranges import (
+    AbsentError,
+    Interrupted,
+    Look,
+    RefusedError,
+    changed,
+)
+from pytest_subnet.checkpoints.remote.urls import RemoteFile, masked
 from pytest_subnet.checkpoints.wording import short
 from pytest_subnet.errors import CheckpointError
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pytest_subnet.checkpoints.http_ranges import BUSY, transport_errors
-from pytest_subnet.checkpoints.ranges import Interrupted, persist
-from pytest_subnet.checkpoints.urls import RemoteFile
+from pytest_subnet.checkpoints.remote.http_ranges import BUSY, transport_errors
+from pytest_subnet.checkpoints.remote.ranges import Interrupted, persist
+from pytest_subnet.checkpoints.remote.urls import RemoteFile
 from pytest_subnet.errors import CheckpointError
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_subnet.checkpoints.compressed import CompressedCheckpoint, is_parameter
-from pytest_subnet.checkpoints.fp8_blocks import FP8, SCALE_SUFFIX, Fp8BlocksCheckpoint
 from pytest_subnet.checkpoints.opening import open_checkpoint
+from pytest_subnet.checkpoints.quantised.compressed import CompressedCheckpoint, is_parameter
+from pytest_subnet.checkpoints.quantised.fp8_blocks import FP8, SCALE_SUFFIX, Fp8BlocksCheckpoint
 from pytest_subnet.checkpoints.wording import short
 from pytest_subnet.errors import CheckpointError
 from pytest_subnet.text import safe

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from peft import LoraConfig
 
-    from pytest_subnet.checkpoints.adapter_keys import LowRank, Plan
+    from pytest_subnet.checkpoints.adapters.keys import LowRank, Plan
     from pytest_subnet.checkpoints.base import Checkpoint
 
 _HALVES = ("bfloat16", "float16")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from pytest_subnet.checkpoints.urls import RemoteFile
+from pytest_subnet.checkpoints.remote.urls import RemoteFile
 from pytest_subnet.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _known(url: str) -> RemoteFile:
 
 
 def _transport(file: RemoteFile) -> Transport:
-    from pytest_subnet.checkpoints import fsspec_ranges, http_ranges
+    from pytest_subnet.checkpoints.remote import fsspec_ranges, http_ranges
 
     return http_ranges if file.is_http or file.scheme == "hf" else fsspec_ranges
 

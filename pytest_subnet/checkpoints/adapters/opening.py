@@ -9,9 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeGuard, get_args
 
-from pytest_subnet.checkpoints.adapter_config import CONFIG, read_config
-from pytest_subnet.checkpoints.adapter_keys import LowRank, Whole, make_plan
-from pytest_subnet.checkpoints.adapter_notes import caveats, oddities, summary
+from pytest_subnet.checkpoints.adapters.config import CONFIG, read_config
+from pytest_subnet.checkpoints.adapters.keys import LowRank, Whole, make_plan
+from pytest_subnet.checkpoints.adapters.notes import caveats, oddities, summary
 from pytest_subnet.checkpoints.base import Checkpoint, TensorInfo
 from pytest_subnet.checkpoints.dtypes import DTYPES
 from pytest_subnet.checkpoints.files import check_stamp, exists, stamp, unreadable
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from pytest_subnet.checkpoints.adapter_keys import Plan
+    from pytest_subnet.checkpoints.adapters.keys import Plan
     from pytest_subnet.checkpoints.base import Buffer, Extent
     from pytest_subnet.checkpoints.opening import Source
 
@@ -261,7 +261,7 @@ class AdapterCheckpoint(Checkpoint):
     def _make(self, change: LowRank | Whole, name: str) -> NDArray[np.uint8]:
         import torch
 
-        from pytest_subnet.checkpoints.adapter_merging import merge
+        from pytest_subnet.checkpoints.adapters.merging import merge
 
         dtype = getattr(torch, self._infos[name].dtype)
         if isinstance(change, Whole):

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
     from peft import LoraConfig
 
-    from pytest_subnet.checkpoints.adapter_keys import LowRank
+    from pytest_subnet.checkpoints.adapters.keys import LowRank
 
 _NAME = "default"
 

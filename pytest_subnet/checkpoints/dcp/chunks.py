@@ -15,7 +15,7 @@ import warnings
 import zipfile
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from pytest_subnet.checkpoints.dcp_boxes import strides_of
+from pytest_subnet.checkpoints.dcp.boxes import strides_of
 from pytest_subnet.checkpoints.dtypes import DTYPES
 from pytest_subnet.checkpoints.wording import broken, short
 from pytest_subnet.errors import CheckpointError
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
     from numpy.typing import NDArray
 
-    from pytest_subnet.checkpoints.dcp_metadata import Chunk
+    from pytest_subnet.checkpoints.dcp.metadata import Chunk
     from pytest_subnet.checkpoints.files import FileReader
 
 _READ_WHOLE = 32 * 1024

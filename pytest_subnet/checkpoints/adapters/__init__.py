@@ -1,0 +1,1 @@
+"""PEFT adapters, opened on the base they were trained for."""

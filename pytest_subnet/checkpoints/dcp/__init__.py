@@ -1,0 +1,1 @@
+"""Torch distributed checkpoints, Megatron's among them."""

@@ -1,0 +1,1 @@
+"""FSDP shards as verl and SkyRL write them: a file a rank."""

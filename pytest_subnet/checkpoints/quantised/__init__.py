@@ -1,0 +1,1 @@
+"""Quantised checkpoints, presented as what they stand for."""

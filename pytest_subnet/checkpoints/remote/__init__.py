@@ -1,0 +1,1 @@
+"""Checkpoints that lie elsewhere, read by ranges."""
