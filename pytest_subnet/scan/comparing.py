@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from pytest_subnet.checkpoints.dtypes import ARITHMETIC, DTYPES
 from pytest_subnet.checkpoints.files import FileReader
 from pytest_subnet.checkpoints.remote.urls import is_url
 from pytest_subnet.scan import bits_kernel
-from pytest_subnet.scan.contracts import FileKernel, Place
+from pytest_subnet.scan.contracts import FileKernel, FileRun, Place
 from pytest_subnet.scan.counters import Counters
 from pytest_subnet.scan.kernels import device_bits_kernel, device_kernel
 from pytest_subnet.scan.reading import Sides, in_step, room_for
@@ -34,15 +34,6 @@ _HAS_PREAD = hasattr(os, "pread")  # Windows has none, and compiled code would c
 
 _SCRATCH_BYTES = 256 * 1024
 """A side's share of the cache: two of these fit, or nearly, the second level of a processor."""
-
-
-class FileRun(NamedTuple):
-    """Where both sides of a unit lie, and buffers to read them into."""
-
-    base: Place
-    tuned: Place
-    scratch: tuple[NDArray[np.uint8], NDArray[np.uint8]]
-    entries: int
 
 
 @dataclass(frozen=True)
@@ -99,22 +90,8 @@ class Compare:
         """The quick way, for a unit that is in files as it is compared."""
         if not isinstance(self.kernel, FileKernel) or not is_read_by_kernel(unit):
             return False
-        parts: list[tuple[slice, Counters]] = []
-        start = 0
-        for run in runs_of_files(unit, reader, rooms):
-            end = start + run.entries
-            first = int(np.searchsorted(bounds, start, "right")) - 1
-            last = int(np.searchsorted(bounds, end, "left"))
-            part = Counters(last - first, self.tolerances)
-            inner = np.clip(bounds[first : last + 1], start, end) - start
-            places = run.base, run.tuned, run.scratch
-            if not self.kernel.compare_files(*places, unit.dtype, inner, part):
-                return False
-            parts.append((slice(first, last), part))
-            start = end
-        for rows, part in parts:
-            counters.add(np.arange(rows.start, rows.stop), part)
-        return True
+        runs = runs_of_files(unit, reader, rooms)
+        return self.kernel.compare_files(runs, unit.dtype, bounds, counters)
 
 
 def bounds_of(unit: ScanUnit) -> NDArray[np.int64]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Sequence
     from contextlib import AbstractContextManager
 
     import numpy as np
@@ -50,25 +50,37 @@ class Place(NamedTuple):
     offset: int
 
 
+class FileRun(NamedTuple):
+    """A run of bytes in one file on each side, and buffers to read it into.
+
+    Attributes:
+        base: where it starts.
+        tuned: likewise.
+        scratch: uint8 `[bytes]`, a buffer for each side, small enough for the cache.
+        entries: how long it is.
+    """
+
+    base: Place
+    tuned: Place
+    scratch: tuple[NDArray[np.uint8], NDArray[np.uint8]]
+    entries: int
+
+
 @runtime_checkable
 class FileKernel(Kernel, Protocol):
     """A kernel that can also read: what it compares is still in the cache."""
 
     def compare_files(
         self,
-        base: Place,
-        tuned: Place,
-        scratch: tuple[NDArray[np.uint8], NDArray[np.uint8]],
+        runs: Iterable[FileRun],
         dtype: str,
         bounds: NDArray[np.int64],
         counters: Counters,
     ) -> bool:
-        """Compare segments that lie one after the other in one file on each side.
+        """Compare segments that lie in files, run by run.
 
         Args:
-            base: where the first segment starts.
-            tuned: likewise.
-            scratch: uint8 `[bytes]`, a buffer for each side, small enough for the cache.
+            runs: where the bytes of both sides lie; one after the other they are all segments.
             dtype: of the entries of both.
             bounds: as for the kernel.
             counters: as for the kernel.

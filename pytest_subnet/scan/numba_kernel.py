@@ -27,10 +27,12 @@ from pytest_subnet.scan.compiling import compiled
 from pytest_subnet.scan.counters import FIRST_TOLERANCE, Counters
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
 
     from pytest_subnet.checkpoints.base import Buffer
-    from pytest_subnet.scan.contracts import Place
+    from pytest_subnet.scan.contracts import FileRun
 
 BLOCK = 4096
 _WORDS = {
@@ -407,9 +409,7 @@ class NumbaKernel:
 
     def compare_files(
         self,
-        base: Place,
-        tuned: Place,
-        scratch: tuple[NDArray[np.uint8], NDArray[np.uint8]],
+        runs: Iterable[FileRun],
         dtype: str,
         bounds: NDArray[np.int64],
         counters: Counters,
@@ -417,11 +417,27 @@ class NumbaKernel:
         """As `FileKernel`; the interpreter is not entered between reading and comparing."""
         words = _WORDS[dtype]
         ask = _Ask(dtype, counters)
-        done = _compare_files(
-            (*base, *tuned), scratch[0].view(words), scratch[1].view(words), bounds, *ask.arguments
-        )
-        if done != bounds[-1]:
-            return False
+        *asked, integers, sums, peaks = ask.arguments
+        start = 0
+        for base, tuned, scratch, entries in runs:
+            end = start + entries
+            rows = slice(
+                int(np.searchsorted(bounds, start, "right")) - 1,
+                int(np.searchsorted(bounds, end, "left")),
+            )
+            done = _compare_files(
+                (*base, *tuned),
+                scratch[0].view(words),
+                scratch[1].view(words),
+                np.clip(bounds[rows.start : rows.stop + 1], start, end) - start,
+                *asked,
+                integers[rows],
+                sums[rows],
+                peaks[rows],
+            )
+            if done != entries:
+                return False
+            start = end
         ask.settle()
         return True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from pytest_subnet import SubnetError
 from pytest_subnet.checkpoints.dtypes import ARITHMETIC, DTYPES
 from pytest_subnet.scan import DEFAULT_TOLERANCES, PAPER, Tolerance, bits_kernel
-from pytest_subnet.scan.contracts import FileKernel, Place
+from pytest_subnet.scan.contracts import FileKernel, FileRun, Place
 from pytest_subnet.scan.counters import Counters
 from pytest_subnet.scan.kernels import choose_kernel
 from pytest_subnet.scan.numba_kernel import BLOCK, NumbaKernel
@@ -144,7 +145,11 @@ class Files:
         self._files = [open(directory / name, "w+b", buffering=0) for name in names]  # noqa: SIM115
 
     def compare(
-        self, case: Case, scratch: int, offsets: tuple[int, int] = (0, 0)
+        self,
+        case: Case,
+        scratch: int,
+        offsets: tuple[int, int] = (0, 0),
+        cuts: Sequence[int] = (),
     ) -> Counters | None:
         places = []
         sides = zip(self._files, (case.base, case.tuned), offsets, strict=True)
@@ -155,7 +160,17 @@ class Files:
             places.append(Place(file.fileno(), offset))
         counters = case.counters()
         room = np.empty(scratch, np.uint8), np.empty(scratch, np.uint8)
-        done = NumbaKernel().compare_files(*places, room, case.dtype, case.bounds, counters)
+        itemsize = DTYPES[case.dtype].itemsize
+        entries = [0, *sorted(cuts), int(case.bounds[-1])]
+        runs = [
+            FileRun(
+                *(Place(place.file, place.offset + start * itemsize) for place in places),
+                room,
+                end - start,
+            )
+            for start, end in pairwise(entries)
+        ]
+        done = NumbaKernel().compare_files(runs, case.dtype, case.bounds, counters)
         return counters if done else None
 
     def close(self) -> None:
@@ -254,6 +269,22 @@ def test_segments_longer_than_a_block_from_files(
         case.check(counters, by_definition)
 
 
+@needs_pread
+@pytest.mark.parametrize("dtype", ARITHMETIC)
+def test_what_lies_in_several_runs_is_counted_as_one(
+    files: Files, by_definition: Callable[..., object], dtype: str
+) -> None:
+    case = long_case(dtype, "random")
+    total = int(case.bounds[-1])
+    edges = [int(edge) for edge in case.bounds[1:-1]]
+    random = np.random.default_rng(3)
+    drawn = np.unique(random.integers(1, total, 9)).tolist()
+    for cuts in ([1], [total // 2], [total - 1], edges, drawn):
+        counters = files.compare(case, 1 << 14, cuts=sorted({*cuts} - {0, total}))
+        assert counters is not None
+        case.check(counters, by_definition)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_every_word_of_16_bits_beside_itself_and_its_neighbours(
     kernel: Kernel, by_definition: Callable[..., object], dtype: str
@@ -293,9 +324,8 @@ def test_a_file_that_ends_early_leaves_the_counters_alone(files: Files, missing:
     assert files.compare(short, 1 << 12) is None
     counters = Counters(len(case.bounds) - 1, ())
     room = np.empty((2, 64), np.uint8)
-    assert not NumbaKernel().compare_files(
-        Place(-1, 0), Place(-1, 0), room, "float32", case.bounds, counters
-    )
+    run = FileRun(Place(-1, 0), Place(-1, 0), (room[0], room[1]), int(case.bounds[-1]))
+    assert not NumbaKernel().compare_files([run], "float32", case.bounds, counters)
     assert not counters.integers.any()
 
 
