@@ -112,7 +112,9 @@ def _latest(path: Path, steps: Sequence[str]) -> Path:
     wanted = []
     if re.fullmatch("[0-9]{1,18}", text):  # nothing else: a name may lead anywhere
         wanted = [f"global_step_{int(text)}", f"iter_{int(text):07d}"]
-    found = [name for name in wanted if name in steps]
+    elif text == "release":  # Megatron's name for a model that was converted
+        wanted = [text]
+    found = [name for name in wanted if (path.parent / name).is_dir()]
     if len(found) == 1:
         return path.parent / found[0]
     there = f"there are {first_few(steps, 5)}" if steps else "there are none"

@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 _METADATA = ".metadata"
 _SUFFIX = ".distcp"
 _MEGATRON = "metadata.json"
-_TRACKER = "latest_checkpointed_iteration.txt"
-_ITERATION = re.compile(r"iter_\d{7,}|release", re.ASCII)
 _OTHER_WEIGHTS = re.compile(r".*\.safetensors|pytorch_model.*\.bin")
 # Under these keys trainers save what is no weight, but made of tensors.
 _TRAINER_STATE = re.compile(
@@ -296,22 +294,21 @@ def _notes(label: str, prefix: str, others: Sequence[str]) -> list[str]:
 
 
 def recognises(present: Sequence[str]) -> bool:
-    """Whether a directory of these names is a distributed checkpoint, or Megatron's above one."""
+    """Whether a directory of these names is a distributed checkpoint.
+
+    >>> recognises([".metadata", "__0_0.distcp"]), recognises(["model.safetensors"])
+    (True, False)
+    """
     if any(name.endswith(_SUFFIX) for name in present):
         return True
-    if _TRACKER in present:
-        return any(map(_ITERATION.fullmatch, present))
     is_megatron = _MEGATRON in present and "common.pt" in present
     others = any(map(_OTHER_WEIGHTS.fullmatch, present))
     return is_megatron or (_METADATA in present and not others)
 
 
 def open_directory(directory: Path, label: str) -> Checkpoint:
-    """The checkpoint in `directory`, or the latest of those that Megatron wrote below it."""
+    """The checkpoint in `directory`; only `.metadata` is read."""
     present = _names_in(directory)
-    if _TRACKER in present and not any(name.endswith(_SUFFIX) for name in present):
-        directory = _latest(directory, present)
-        present = _names_in(directory)
     weights = list(filter(_OTHER_WEIGHTS.fullmatch, present))
     if weights:
         chunks = [name for name in present if name.endswith(_SUFFIX)]
@@ -338,29 +335,6 @@ def _names_in(directory: Path) -> list[str]:
         return sorted(entry.name for entry in directory.iterdir())
     except OSError as error:
         raise unreadable(directory, error) from error
-
-
-def _latest(directory: Path, present: Sequence[str]) -> Path:
-    """The iteration that Megatron's tracker file names."""
-    tracker = directory / _TRACKER
-    stamp(tracker)  # to open a pipe would wait for ever
-    try:
-        with open(tracker, encoding="utf-8", errors="replace") as file:
-            said = file.read(100).strip()
-    except OSError as error:
-        raise unreadable(tracker, error) from error
-    name = f"iter_{int(said):07d}" if re.fullmatch(r"[0-9]{1,18}", said) else said
-    if not _ITERATION.fullmatch(name):
-        raise CheckpointError(
-            f"{safe(tracker)} says {short(said)}, which is no iteration; pass one of "
-            f"{first_few(list(filter(_ITERATION.fullmatch, present)))}"
-        )
-    if name not in present:
-        raise CheckpointError(
-            f"{safe(tracker)} names {name}, which is not there; pass one of "
-            f"{first_few(list(filter(_ITERATION.fullmatch, present)))}"
-        )
-    return directory / name
 
 
 def _check_backend(path: Path) -> None:
