@@ -133,7 +133,8 @@ def open_model_pair(request: pytest.FixtureRequest, pytestconfig: pytest.Config)
         from pytest_subnet.scan.gathering import declare, remember_in
 
         _check_types(rename, vocab, as_dtype)
-        left, right = sources.open(base), sources.open(tuned)
+        left = sources.open(base)
+        right = sources.open_on(left, tuned)
         renamed = tuple(sorted(rename.items())) if isinstance(rename, Mapping) else rename
         key = (left.label, left.identity(), right.label, right.identity(), renamed, vocab, as_dtype)
         if key not in pairs:
@@ -200,9 +201,20 @@ class _Sources:
         path = locate(os.fspath(source), self._root)
         if not self._is_good(path):
             checkpoint = open_checkpoint(path)
-            checkpoint.label = shown(path, self._root)
+            checkpoint.label = shown(checkpoint.label, self._root)
             self._known[path] = checkpoint, checkpoint.identity()
         return self._known[path][0]
+
+    def open_on(self, base: Checkpoint, source: Source) -> Checkpoint:
+        """As `open`; an adapter is opened on `base`."""
+        from pytest_subnet.checkpoints.adapters.opening import is_adapter, open_adapter
+
+        if not isinstance(source, str | os.PathLike):
+            return self.open(source)
+        path = locate(os.fspath(source), self._root)
+        if not is_adapter(path):
+            return self.open(source)
+        return open_adapter(path, base, label=shown(path, self._root))
 
     def _is_good(self, path: str) -> bool:
         if path not in self._known:

@@ -83,8 +83,8 @@ def add_options(parser: pytest.Parser) -> None:
     """Declare the options and their ini keys."""
     group = parser.getgroup("subnet", "weights of fine-tuned models (pytest-subnet)")
     for name, metavar, what in (
-        ("base", "PATH_OR_HUB_ID", "the model before fine-tuning, for the fixture model_pair"),
-        ("tuned", "PATH_OR_HUB_ID", "the model after fine-tuning"),
+        ("base", "PATH_ID_OR_URL", "the model before fine-tuning, for the fixture model_pair"),
+        ("tuned", "PATH_ID_OR_URL", "the model after fine-tuning"),
         ("device", "DEVICE", "where to compare: cpu, cuda or cuda:N (fails where there is none)"),
         ("engine", "ENGINE", "who works: threads, or ray (RAY_ADDRESS or a local cluster)"),
     ):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-_STEP = re.compile(r"(?:checkpoint-|global_step_|iter_)([0-9]{1,18})", re.ASCII)
+_STEP = re.compile(r"(?:checkpoint-|global_step_|iter_|step-)([0-9]{1,18})", re.ASCII)
 _LATEST = ("latest_checkpointed_iteration.txt", "latest_ckpt_global_step.txt")
 """Where verl and Megatron, and where SkyRL, keep the number of the last step."""
 _NO_WEIGHTS = (".", "training_args", "optimizer", "scheduler", "scaler", "rng_state")

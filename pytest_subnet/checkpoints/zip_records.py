@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import sys
 import zipfile
+from bisect import bisect_right
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _LOCAL_HEADER = 30
+_DESCRIPTOR = b"PK\x07\x08"
+_BETWEEN = (0, 16, 24)
+"""Bytes between a record and the next: none, or a descriptor of its sizes."""
 
 
 class Records(NamedTuple):
@@ -45,8 +49,15 @@ def read_records(path: Path) -> Records:
     """
     with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
         native, spans = True, []
-        for record in archive.infolist():
+        listed = archive.infolist()
+        starts = sorted([*(record.header_offset for record in listed), archive.start_dir])
+        for record in listed:
             part = record.filename.partition("/")[2]
+            if record.compress_type != zipfile.ZIP_STORED:
+                raise CheckpointError(
+                    f"{safe(path)} was compressed after it was saved; "
+                    "unpack it, load it with torch and save it again"
+                )
             if part == "constants.pkl":
                 raise CheckpointError(
                     f"{safe(path)} is a TorchScript program, not weights; "
@@ -55,11 +66,6 @@ def read_records(path: Path) -> Records:
             if part == "byteorder":
                 native = archive.read(record).decode("ascii") == sys.byteorder
             if part.startswith("data/") and record.file_size:
-                if record.compress_type != zipfile.ZIP_STORED:
-                    raise CheckpointError(
-                        f"{safe(path)} was compressed after it was saved; "
-                        "unpack it, load it with torch and save it again"
-                    )
                 file.seek(record.header_offset)
                 header = file.read(_LOCAL_HEADER)
                 lengths = (
@@ -67,6 +73,14 @@ def read_records(path: Path) -> Records:
                     int.from_bytes(header[28:30], "little"),
                 )
                 offset = record.header_offset + _LOCAL_HEADER + sum(lengths)
+                # torch takes the lengths in this header for good; damaged, they shift the data.
+                following = starts[bisect_right(starts, record.header_offset)]
+                end = offset + record.file_size
+                file.seek(end)
+                if following - end not in _BETWEEN or (
+                    following > end and file.read(len(_DESCRIPTOR)) != _DESCRIPTOR
+                ):
+                    broken(path, "its data is not where torch.save puts it")
                 spans.append((offset, record.file_size))
     return Records(sorted(spans), native)
 

@@ -7,6 +7,7 @@ at places drawn at random, so that a scan of the whole pair takes hardly longer 
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from pytest_subnet.checkpoints.dtypes import DTYPES
 from pytest_subnet.checkpoints.files import FileReader
 from pytest_subnet.checkpoints.opening import open_checkpoint
+from pytest_subnet.checkpoints.remote.urls import is_url
 from pytest_subnet.errors import SelectionError
 from pytest_subnet.findings.bounds import check_limit
 from pytest_subnet.findings.rounding import (
@@ -56,6 +58,9 @@ _MANY = 4096
 
 _SMALL = 1 << 23
 """Entries up to which a model is small: all of it is read."""
+
+_AT_ONCE = 32
+"""Pages that are asked of a server at a time."""
 
 _PIECE = 1 << 20
 """Entries that are looked at together."""
@@ -234,27 +239,41 @@ def _words(
     memory = buffer.view(np.uint8).data
     places: list[int] = []
     lengths: list[int] = []
+    jobs: list[tuple[str, int, memoryview]] = []
     filled = 0
     for place, (name, numel) in enumerate(tensors):
         found = checkpoint.extents(name, 0, 2 * numel)
         for start, count in _runs(name, checkpoint.info(name).shape, numel, least):
             if filled + count > _PIECE:
+                _fetch(reader, jobs)
                 yield buffer[:filled], places, lengths
-                places, lengths, filled = [], [], 0
+                places, lengths, filled, jobs = [], [], 0, []
             into = memory[2 * filled : 2 * (filled + count)]
             one = found[0] if found is not None and len(found) == 1 else None
             run = checkpoint.extents(name, 2 * start, 2 * count) if one is None else None
             if one is not None:
-                reader.read_into(one.path, one.offset + 2 * start, into)
+                jobs.append((one.path, one.offset + 2 * start, into))
             elif run is not None and len(run) == 1:
-                reader.read_into(run[0].path, run[0].offset, into)
+                jobs.append((run[0].path, run[0].offset, into))
             else:
                 checkpoint.read_into(name, 2 * start, into)
             places.append(place)
             lengths.append(count)
             filled += count
     if filled:
+        _fetch(reader, jobs)
         yield buffer[:filled], places, lengths
+
+
+def _fetch(reader: FileReader, jobs: Sequence[tuple[str, int, memoryview]]) -> None:
+    """Read some runs of files; many at a time where most of it is waiting for a server."""
+    if not jobs or not is_url(jobs[0][0]):
+        for job in jobs:
+            reader.read_into(*job)
+        return
+    with ThreadPoolExecutor(min(_AT_ONCE, len(jobs))) as pool:
+        for _ in pool.map(lambda job: reader.read_into(*job), jobs):
+            pass
 
 
 def movable_shares(

@@ -333,7 +333,9 @@ class _Alignment:
             return self.as_dtype
         if base == tuned:
             return base
-        hint = '; cast both with as_dtype="bfloat16"' if castable else ""
+        # An adapter's sum is float64: a cast to less would round what it was asked to keep.
+        wide = "float64" if "float64" in (base, tuned) else "bfloat16"
+        hint = f'; cast both with as_dtype="{wide}"' if castable else ""
         self._problem("retyped", name, f"{base} -> {tuned}{hint}")
         return None
 

@@ -438,6 +438,8 @@ class NumbaKernel:
             if done != entries:
                 return False
             start = end
+        if start != bounds[-1]:
+            return False
         ask.settle()
         return True
 

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pytest_subnet.checkpoints.remote.urls import is_url
 from pytest_subnet.errors import CheckpointError, SubnetError
 from pytest_subnet.scan.engines import cores
 from pytest_subnet.text import first_few, safe
@@ -186,9 +185,6 @@ def look(paths: Sequence[str]) -> tuple[str, dict[str, _File | str]]:
     """The version of this package here, and each file, or why it cannot be read here."""
     found: dict[str, _File | str] = {}
     for path in paths:
-        if is_url(path):  # every node asks the same server
-            found[path] = _File(0, 0)
-            continue
         try:
             with open(path, "rb") as handle:
                 status = os.fstat(handle.fileno())

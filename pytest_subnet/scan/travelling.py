@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_subnet.checkpoints.base import Checkpoint, Extent, TensorInfo
 from pytest_subnet.checkpoints.files import FileReader
+from pytest_subnet.checkpoints.remote.urls import is_url
 from pytest_subnet.errors import CheckpointError
 from pytest_subnet.scan.units import Segment
 from pytest_subnet.text import safe
@@ -58,7 +59,7 @@ def device_there(device: str | None) -> str | None:
 def _absolute(
     checkpoint: Checkpoint, name: str, extents: Sequence[Extent] | None
 ) -> tuple[Extent, ...]:
-    if extents is None:
+    if extents is None or any(is_url(extent.path) for extent in extents):
         raise CheckpointError(
             f'engine="ray" (--subnet-engine ray) reads files where its workers are, and '
             f"{safe(name)} of {safe(checkpoint.label)} is in no file as it is compared: it is in "

@@ -782,7 +782,8 @@ def test_files_that_are_missing_or_twice(root: Path) -> None:
     )
     (root / "adapter" / "adapter_config.json").unlink()
     assert refusal_of(root) == (
-        "adapter/adapter_config.json does not exist; was the download or the save cut short?"
+        "adapter is no PEFT adapter: it has no adapter_config.json (it holds README.md); pass the "
+        "directory that does, as open_adapter(adapter, base)"
     )
 
 

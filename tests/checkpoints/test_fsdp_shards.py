@@ -699,3 +699,19 @@ def test_address_of_the_file_follows_from_some_storages(tmp_path: Path) -> None:
     for wrong in ({at + page: 301}, {at + page: 300, at + 3 * page: 300}, {at + page + 64: 300}):
         with pytest.raises(CheckpointError, match="and the data stored with it disagree"):
             mapped_from_some(tmp_path, records, wrong)
+
+
+def test_what_each_rank_has_of_its_own_is_not_taken_from_the_first(tmp_path: Path) -> None:
+    for rank in range(2):
+        with Group(rank, 2, (2,)) as mesh:
+            parts = {
+                "norm.weight": place(torch.ones(4), mesh, [Shard(0)]),
+                "experts.up_proj": torch.full((2, 3), float(rank)),
+                "inv_freq": torch.arange(3.0),
+            }
+            torch.save(parts, file_of(tmp_path, rank, 2))
+    assert refused(tmp_path) == (
+        f"experts.up_proj in {tmp_path} is whole on every rank, and another on rank 1 than on "
+        "rank 0; parallel experts, each rank with its own? merge the shards with the trainer's "
+        "own script"
+    )

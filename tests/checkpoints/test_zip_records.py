@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pytest_subnet import CheckpointError
+from pytest_subnet import CheckpointError, open_checkpoint
 from pytest_subnet.checkpoints.zip_records import Records, mapped_from, read_records
 
 if TYPE_CHECKING:
@@ -69,3 +69,21 @@ def test_byte_order_of_another_machine_is_known(path: Path) -> None:
         for name, data in records.items():
             archive.writestr(name, b"middle" if name.endswith("/byteorder") else data)
     assert not read_records(path).native
+
+
+@pytest.mark.parametrize(("field", "shift"), [(26, 2), (28, -2), (28, 2), (28, 64)])
+def test_a_damaged_length_does_not_shift_the_data(tmp_path: Path, field: int, shift: int) -> None:
+    path = tmp_path / "w.pt"
+    torch.save({"a": torch.arange(256.0), "b": torch.ones(64)}, path)
+    with zipfile.ZipFile(path) as archive:
+        at = archive.getinfo("w/data/0").header_offset + field
+    raw = bytearray(path.read_bytes())
+    length = int.from_bytes(raw[at : at + 2], "little") + shift
+    raw[at : at + 2] = length.to_bytes(2, "little")
+    path.write_bytes(raw)
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(path)
+    assert str(caught.value) == (
+        f"{path} is truncated or corrupt: its data is not where torch.save puts it; "
+        "save or download it again"
+    )

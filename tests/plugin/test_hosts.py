@@ -147,8 +147,8 @@ def test_the_help_names_every_option(project):
     result.stdout.fnmatch_lines(
         [
             "weights of fine-tuned models (pytest-subnet):",
-            "  --subnet-base=PATH_OR_HUB_ID",
-            "  --subnet-tuned=PATH_OR_HUB_ID",
+            "  --subnet-base=PATH_ID_OR_URL",
+            "  --subnet-tuned=PATH_ID_OR_URL",
             "  --subnet-device=DEVICE",
             "  subnet_base (string):*",
             "  subnet_tuned (string):*",

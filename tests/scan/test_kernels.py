@@ -325,7 +325,8 @@ def test_a_file_that_ends_early_leaves_the_counters_alone(files: Files, missing:
     counters = Counters(len(case.bounds) - 1, ())
     room = np.empty((2, 64), np.uint8)
     run = FileRun(Place(-1, 0), Place(-1, 0), (room[0], room[1]), int(case.bounds[-1]))
-    assert not NumbaKernel().compare_files([run], "float32", case.bounds, counters)
+    for runs in ([run], []):  # a file that is not there, and bytes that no run has
+        assert not NumbaKernel().compare_files(runs, "float32", case.bounds, counters)
     assert not counters.integers.any()
 
 

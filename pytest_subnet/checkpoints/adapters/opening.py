@@ -19,7 +19,7 @@ from pytest_subnet.checkpoints.opening import open_checkpoint
 from pytest_subnet.checkpoints.safetensors import SafetensorsCheckpoint
 from pytest_subnet.checkpoints.wording import short
 from pytest_subnet.errors import CheckpointError
-from pytest_subnet.text import safe
+from pytest_subnet.text import first_few, safe
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
@@ -63,7 +63,11 @@ def is_adapter(source: object) -> TypeGuard[str | os.PathLike[str]]:
 
 
 def open_adapter(
-    path: str | os.PathLike[str], base: Source, *, reading: Reading = "merged"
+    path: str | os.PathLike[str],
+    base: Source,
+    *,
+    reading: Reading = "merged",
+    label: str | None = None,
 ) -> Checkpoint:
     """Open a PEFT adapter on its base as the model that the two are; headers are read.
 
@@ -84,6 +88,7 @@ def open_adapter(
         base: the model that it was trained on; anything `open_checkpoint` takes. What the config
             names as its base is not followed.
         reading: `"merged"` or `"algebraic"`; see above.
+        label: how messages name it; the path by default.
 
     Returns:
         The whole model. With `"merged"` every tensor has the base's dtype, with `"algebraic"` the
@@ -108,7 +113,14 @@ def open_adapter(
             f"no adapter at {short(path)}: there is no such directory (looked in "
             f"{safe(Path.cwd())})"
         )
-    return AdapterCheckpoint(directory, open_checkpoint(base), reading, label=os.fspath(path))
+    if CONFIG not in (present := _present(directory)):
+        raise CheckpointError(
+            f"{short(path)} is no PEFT adapter: it has no {CONFIG} (it holds "
+            f"{first_few(sorted(present), 5)}); pass the directory that does, as "
+            "open_adapter(adapter, base)"
+        )
+    opened = open_checkpoint(base)
+    return AdapterCheckpoint(directory, opened, reading, label=label or os.fspath(path))
 
 
 class AdapterCheckpoint(Checkpoint):

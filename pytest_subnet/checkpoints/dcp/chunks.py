@@ -111,7 +111,9 @@ def _locate(file: _Slice | io.BytesIO, path: str, chunk: Chunk, dtype: str) -> i
         listed = archive.infolist()
         directory = archive.start_dir
     records = {record.filename.partition("/")[2]: record for record in listed}
-    if len(records) != len(listed) or any(record.compress_type for record in listed):
+    if any(record.compress_type for record in listed):
+        broken(path, "it was compressed after it was saved")
+    if len(records) != len(listed):
         return None  # readers differ in which of two records of one name counts
     order = records.get("byteorder")
     if (_content(file, order) if order else sys.byteorder.encode()) != b"little":

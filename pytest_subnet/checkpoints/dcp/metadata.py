@@ -336,7 +336,9 @@ class _Reader:
 
     def integers(self, what: str, value: object) -> tuple[int, ...]:
         """Sizes or offsets: no sizes below zero."""
-        if not isinstance(value, tuple) or any(type(each) is not int or each < 0 for each in value):
+        if not isinstance(value, tuple) or not all(
+            type(each) is int and 0 <= each < 2**63 for each in value
+        ):
             self.unexpected(what, value)
         return value
 

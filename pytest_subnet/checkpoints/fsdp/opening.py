@@ -157,6 +157,8 @@ class FsdpCheckpoint(Checkpoint):
             self._pieces[name] = _pieces(self.directory, name, whole, parts)
             nbytes = math.prod(whole.shape) * DTYPES[whole.dtype].itemsize
             self._infos[name] = TensorInfo(name, whole.shape, whole.dtype, nbytes)
+            if len(ranks) > 1 and not whole.mesh:
+                self._refuse_different_copies(name, parts)
         self.ties = self._shared()
 
     def names(self) -> Sequence[str]:
@@ -242,6 +244,24 @@ class FsdpCheckpoint(Checkpoint):
                 box = [slice(a, a + n) for a, n in zip(piece.begin, piece.shape, strict=True)]
                 rows[(slice(begin - first, end - first), *box[1:])] = part
         buffer[:] = rows.reshape(-1)[start - first * row :][: len(buffer)].data
+
+    def _refuse_different_copies(self, name: str, parts: Sequence[Part]) -> None:
+        """Raise unless what is no part of a sharded tensor is the same on every rank."""
+        nbytes = self._infos[name].nbytes
+        start = (0,) * len(self._infos[name].shape)
+        first = bytearray()
+        with FileReader() as reader:
+            for rank, part in enumerate(parts):
+                data = bytearray(nbytes)
+                piece = _Piece(rank, part.offset, start, part.shape)
+                self._read_piece(reader, name, piece, 0, memoryview(data))
+                if rank and data != first:
+                    raise CheckpointError(
+                        f"{short(name)} in {safe(self.directory)} is whole on every rank, and "
+                        f"another on rank {rank} than on rank 0; parallel experts, each rank with "
+                        "its own? merge the shards with the trainer's own script"
+                    )
+                first = data
 
     def _read_piece(
         self, reader: FileReader, name: str, piece: _Piece, skip: int, buffer: memoryview
