@@ -275,11 +275,12 @@ class _Alignment:
         base, tuned = self.base.info(base_name), self.tuned.info(tuned_name)
         kind = self.kinds[name] = self._kind(name, base_name, tuned_name)
         if name in self.quantised:
+            dtypes = base.dtype if base.dtype == tuned.dtype else f"{base.dtype} -> {tuned.dtype}"
             self._problem(
                 "quantised",
                 name,
-                f"is stored as {base.dtype} with scales of its own; fp8 and compressed-tensors "
-                "files are read through dequantised(...)",
+                f"{dtypes}, quantised, with scales of its own; fp8 and compressed-tensors files "
+                "are read through dequantised(PATH) in place of PATH",
             )
             return None
         if 0 in base.shape or 0 in tuned.shape:

@@ -181,7 +181,7 @@ def test_a_quantised_side_gives_no_numbers_unless_asked_for(tmp_path):
     assert problems[UP].kind == "quantised"
     with pytest.raises(PairMismatchError, match="4 quantised") as caught:
         update_sparsity(pair)
-    assert "dequantised(...)" in str(caught.value)
+    assert "dequantised(PATH)" in str(caught.value)
     assert open_checkpoint(base).info(UP).dtype == "float8_e4m3fn"
 
 
@@ -526,7 +526,7 @@ def test_pairs_of_compressed_checkpoints(tmp_path, kind):
     scales = open_checkpoint(base).read(name).clone()
     scales.view(-1)[0] *= 2
     tuned = save_compressed(tmp_path / "tuned", kind, **{name: scales})
-    with pytest.raises(PairMismatchError, match=r"dequantised\(\.\.\.\)"):
+    with pytest.raises(PairMismatchError, match=r"dequantised\(PATH\)"):
         update_sparsity(open_pair(base, tuned))
     pair = open_pair(dequantised(base), dequantised(tuned))
     assert pair.problems == ()
