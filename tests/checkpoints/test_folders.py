@@ -58,6 +58,7 @@ LATEST = "latest_checkpointed_iteration.txt"
         (["pytorch_model_fsdp_0/.metadata", "optimizer_0/.metadata"], "pytorch_model_fsdp_0"),
         (["pytorch_model_fsdp_0"], None),
         (["checkpoint-500/model.safetensors", "runs/"], "checkpoint-500"),
+        (["step-3/.metadata"], "step-3"),
         (["global_step_40/actor/"], "global_step_40"),
         (["global_step_40/", "global_step_100/", f"{LATEST}=40"], "global_step_40"),
         (["global_step_9/", "global_step_10/", f"{LATEST}=10\n"], "global_step_10"),

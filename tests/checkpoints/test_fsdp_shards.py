@@ -715,3 +715,21 @@ def test_what_each_rank_has_of_its_own_is_not_taken_from_the_first(tmp_path: Pat
         "rank 0; parallel experts, each rank with its own? merge the shards with the trainer's "
         "own script"
     )
+
+
+def test_a_step_of_a_run_pairs_with_files_of_whole_tensors(tmp_path: Path) -> None:
+    tensors = model()
+    (tmp_path / "base").mkdir()
+    save_file(tensors, tmp_path / "base" / "model.safetensors")
+    moved = {name: tensor.clone() for name, tensor in tensors.items()}
+    moved["model.norm.weight"][4] += 1
+    step = tmp_path / "run" / "global_step_40"
+    write(step / "actor", moved, sharded(moved), [2])
+    (step / "data.pt").write_bytes(b"a dataloader's state")
+    (tmp_path / "run" / "latest_checkpointed_iteration.txt").write_text("40")
+    for tuned in (tmp_path / "run", step, step / "actor"):
+        pair = open_pair(tmp_path / "base", tuned)
+        assert pair.problems == ()
+        assert {t.name: t.updated for t in update_sparsity(pair).per_tensor if t.updated} == {
+            "model.norm.weight": 1
+        }

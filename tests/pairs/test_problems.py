@@ -77,6 +77,11 @@ def test_another_dtype() -> None:
     assert problem == Problem("retyped", "w", "float32 -> int32")
 
 
+def test_a_sum_in_float64_is_not_to_be_rounded() -> None:
+    problem = only_problem(pair_of(torch.zeros(2).bfloat16(), torch.zeros(2).double()))
+    assert problem.text == 'bfloat16 -> float64; cast both with as_dtype="float64"'
+
+
 def test_a_cast_makes_dtypes_comparable_and_says_so() -> None:
     pair = pair_of(torch.zeros(2), torch.zeros(2).bfloat16(), as_dtype="bfloat16")
     assert pair.problems == ()
