@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 import torch
-from transformers import conversion_mapping
+from transformers import CONFIG_MAPPING, conversion_mapping
 from transformers.core_model_loading import (
     MergeModulelist,
     WeightConverter,
@@ -62,6 +62,8 @@ def saved(tmp_path: Path, build_model: Callable[..., PreTrainedModel]) -> Callab
     """Build a tiny model of a family and save it as files have it, and as memory does."""
 
     def save(model_type: str) -> Saved:
+        if model_type not in CONFIG_MAPPING:
+            pytest.skip("this release of transformers does not have it")
         model = build_model(model_type, **SIZES)
         path, fused = tmp_path / "split", tmp_path / "fused"
         model.save_pretrained(path)
@@ -93,6 +95,8 @@ def test_a_model_in_memory_against_its_own_files(saved, model_type):
 def test_each_slice_is_what_transformers_would_save(saved, model_type, same_values):
     model, path, _ = saved(model_type)
     pair = open_pair(path, model)
+    if not any(is_expert(name) and weight.ndim == 3 for name, weight in model.named_parameters()):
+        pytest.skip("this release of transformers does not fuse them")
     assert isinstance(pair.tuned, ExpertsCheckpoint)
     expected = revert_weight_conversion(model, dict(model.state_dict()))
     experts = [tensor for tensor in pair.tensors if is_expert(tensor.name)]
@@ -276,6 +280,9 @@ def expert_converters() -> dict[str, list[WeightConverter]]:
     }
 
 
+@pytest.mark.skipif(
+    "nemotron_h" not in CONFIG_MAPPING, reason="earlier releases fuse other families"
+)
 def test_every_family_of_transformers_fuses_its_experts_as_we_split_them():
     found = expert_converters()
     assert len(found) > 40
