@@ -10,7 +10,7 @@ import re
 import shlex
 from typing import TYPE_CHECKING, NoReturn
 
-from pytest_subnet.checkpoints.files import exists, stamp, unreadable
+from pytest_subnet.checkpoints.files import exists, names_in, stamp, unreadable
 from pytest_subnet.checkpoints.folders import whole_weights
 from pytest_subnet.checkpoints.wording import short
 from pytest_subnet.errors import CheckpointError
@@ -81,12 +81,12 @@ def _is_zero(present: Sequence[str]) -> bool:
 
 def _refuse(directory: Path, verdict: str) -> NoReturn:
     """Raise with what was found and with the command to run first."""
-    present = _names_in(directory)
+    present = names_in(directory)
     if any(name.endswith(tuple(_STATES.values())) for name in present):
         root, tag = directory.parent, directory.name  # the folder of one step was passed
     else:
         root, tag = directory, _tag(directory, present)
-    states = _names_in(root / tag) if tag and (root / tag).is_dir() else []
+    states = names_in(root / tag) if tag and (root / tag).is_dir() else []
     counts = {
         kind: sum(name.endswith(suffix) for name in states) for kind, suffix in _STATES.items()
     }
@@ -139,10 +139,3 @@ def _read_latest(path: Path) -> str:
             "folder beside it, this checkpoint was not written by DeepSpeed"
         )
     return tag
-
-
-def _names_in(directory: Path) -> list[str]:
-    try:
-        return sorted(entry.name for entry in directory.iterdir())
-    except OSError as error:
-        raise unreadable(directory, error) from error

@@ -59,6 +59,14 @@ def exists(path: Path | str) -> bool:
     return True
 
 
+def names_in(directory: Path) -> list[str]:
+    """The names in a directory, sorted; `CheckpointError` when the system will not list them."""
+    try:
+        return sorted(entry.name for entry in directory.iterdir())
+    except OSError as error:
+        raise unreadable(directory, error) from error
+
+
 def refuse_pointer(path: Path | str, head: bytes) -> None:
     """Raise if `head`, the first bytes of the file `path`, are those of a Git LFS pointer."""
     if head.startswith(b"version "):

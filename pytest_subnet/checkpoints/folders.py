@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from pytest_subnet.checkpoints.files import stamp, unreadable
+from pytest_subnet.checkpoints.files import names_in, stamp, unreadable
 from pytest_subnet.checkpoints.wording import short
 from pytest_subnet.errors import CheckpointError
 from pytest_subnet.text import first_few, safe
@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 _STEP = re.compile(r"(?:checkpoint-|global_step_|iter_|step-)([0-9]{1,18})", re.ASCII)
 _LATEST = ("latest_checkpointed_iteration.txt", "latest_ckpt_global_step.txt")
 """Where verl and Megatron, and where SkyRL, keep the number of the last step."""
-_NO_WEIGHTS = (".", "training_args", "optimizer", "scheduler", "scaler", "rng_state")
+_STATE = (".", "training_args", "optimizer", "scheduler", "scaler", "rng_state", "trainer_state")
+
+
+def is_state(name: str) -> bool:
+    """Whether a file is a trainer's own state, or hidden (some systems add `._name` files)."""
+    return name == "data.pt" or name.startswith(_STATE)
 
 
 def whole_weights(present: Sequence[str]) -> list[str]:
@@ -27,9 +32,7 @@ def whole_weights(present: Sequence[str]) -> list[str]:
     ['model.safetensors']
     """
     suffixes = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
-    return [
-        name for name in present if name.endswith(suffixes) and not name.startswith(_NO_WEIGHTS)
-    ]
+    return [name for name in present if name.endswith(suffixes) and not is_state(name)]
 
 
 def model_directory(directory: Path, present: Sequence[str]) -> Path | None:
@@ -84,10 +87,7 @@ def _is_model(path: Path) -> bool:
 def _holds_weights(directory: Path) -> bool:
     if not directory.is_dir():
         return False
-    try:
-        present = [entry.name for entry in directory.iterdir()]
-    except OSError as error:
-        raise unreadable(directory, error) from error
+    present = names_in(directory)
     return bool(whole_weights(present)) or any(
         name.startswith("model_world_size_") for name in present
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 from pytest_subnet.checkpoints import deepspeed, folders, hub, safetensors
 from pytest_subnet.checkpoints.base import Checkpoint
 from pytest_subnet.checkpoints.dcp import opening as dcp
-from pytest_subnet.checkpoints.files import exists, unreadable
+from pytest_subnet.checkpoints.files import exists, names_in
 from pytest_subnet.checkpoints.fsdp import opening as fsdp
 from pytest_subnet.checkpoints.json_files import read_json
 from pytest_subnet.checkpoints.remote.urls import is_url
@@ -123,10 +123,7 @@ def _expanded(source: str) -> Path:
 
 def _open_directory(directory: Path, label: str) -> Checkpoint:
     """The checkpoint in `directory`; safetensors first, as transformers would take it."""
-    try:
-        present = sorted(entry.name for entry in directory.iterdir())
-    except OSError as error:
-        raise unreadable(directory, error) from error
+    present = names_in(directory)
     for recognises, open_format in _FORMATS:
         if recognises(present):
             return open_format(directory, label)
@@ -155,7 +152,8 @@ def _refuse_adapter(directory: Path, present: list[str]) -> None:
     weights = [
         name
         for name in present
-        if name.endswith((".safetensors", *_TORCH_SUFFIXES, *_INDEXES)) and not _is_no_weights(name)
+        if name.endswith((".safetensors", *_TORCH_SUFFIXES, *_INDEXES))
+        and not folders.is_state(name)
     ]
     adapters = [name for name in weights if name.startswith(_ADAPTER)]
     weights = [name for name in weights if name not in adapters]
@@ -176,7 +174,7 @@ def _choose(
     directory: Path, present: list[str], index_suffix: str, suffixes: tuple[str, ...], single: str
 ) -> Path | None:
     indexes = [name for name in present if name.endswith(index_suffix)]
-    files = [name for name in present if name.endswith(suffixes) and not _is_no_weights(name)]
+    files = [name for name in present if name.endswith(suffixes) and not folders.is_state(name)]
     if len(indexes) > 1 or (indexes and single in files):
         both = [*indexes, *([single] if single in files else [])]
         raise CheckpointError(
@@ -207,13 +205,6 @@ def _choose(
             f"copy the others and their *{index_suffix} beside it"
         )
     return directory / files[0]
-
-
-def _is_no_weights(name: str) -> bool:
-    """Whether a file is a trainer's own state, or hidden (some systems add `._name` files)."""
-    return name == "data.pt" or name.startswith(
-        (".", "training_args", "optimizer", "scheduler", "scaler", "rng_state", "trainer_state")
-    )
 
 
 def _open_file(path: Path, label: str) -> Checkpoint:

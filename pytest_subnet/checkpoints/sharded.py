@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from pytest_subnet.checkpoints.files import exists, unreadable
+from pytest_subnet.checkpoints.files import exists, names_in
 from pytest_subnet.checkpoints.json_files import read_json
 from pytest_subnet.checkpoints.wording import short
 from pytest_subnet.errors import CheckpointError
@@ -72,11 +72,7 @@ def _check_present(path: Path, shards: Collection[str]) -> None:
 
 def _check_listed(path: Path, shards: Collection[str]) -> None:
     """Raise if a file beside the index belongs to its series and would be left out."""
-    try:
-        beside = sorted(entry.name for entry in path.parent.iterdir())
-    except OSError as error:
-        raise unreadable(path.parent, error) from error
-    refuse_unlisted(path, shards, beside)
+    refuse_unlisted(path, shards, names_in(path.parent))
 
 
 def refuse_unlisted(path: Path | str, shards: Collection[str], beside: Collection[str]) -> None:

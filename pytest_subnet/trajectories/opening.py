@@ -13,7 +13,7 @@ from operator import gt
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_subnet.checkpoints.files import exists, unreadable
+from pytest_subnet.checkpoints.files import exists, names_in
 from pytest_subnet.checkpoints.opening import open_checkpoint
 from pytest_subnet.errors import CheckpointError, PairMismatchError
 from pytest_subnet.pairs.opening import open_pair
@@ -111,10 +111,7 @@ def _in_order(directory: str, pattern: str) -> list[str]:
             f"{safe(directory)} is one file, not the directory of a run; give its directory, or a "
             "list of checkpoints"
         )
-    try:
-        present = sorted(entry.name for entry in path.iterdir())
-    except OSError as error:
-        raise unreadable(path, error) from error
+    present = names_in(path)
     found = [name for name in present if fnmatchcase(name, pattern) and not name.startswith(".")]
     if len(found) < 2:
         held = f"it holds {first_few(present, 5)}" if present else "it is empty"

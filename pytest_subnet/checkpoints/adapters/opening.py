@@ -14,7 +14,8 @@ from pytest_subnet.checkpoints.adapters.keys import LowRank, Whole, make_plan
 from pytest_subnet.checkpoints.adapters.notes import caveats, oddities, summary
 from pytest_subnet.checkpoints.base import Checkpoint, TensorInfo
 from pytest_subnet.checkpoints.dtypes import DTYPES
-from pytest_subnet.checkpoints.files import check_stamp, exists, stamp, unreadable
+from pytest_subnet.checkpoints.files import check_stamp, exists, names_in, stamp
+from pytest_subnet.checkpoints.folders import is_state
 from pytest_subnet.checkpoints.opening import open_checkpoint
 from pytest_subnet.checkpoints.safetensors import SafetensorsCheckpoint
 from pytest_subnet.checkpoints.wording import short
@@ -36,7 +37,6 @@ Reading: TypeAlias = Literal["merged", "algebraic"]
 
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _MODELS = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
-_NO_MODELS = ("adapter_", ".", "training_args", "optimizer", "scheduler", "scaler", "rng_state")
 _COMPARED = 4 * 1024 * 1024
 """Entries of a copy compared with the base at once."""
 
@@ -55,9 +55,11 @@ def is_adapter(source: object) -> TypeGuard[str | os.PathLike[str]]:
     directory = _directory(source)
     if not exists(directory) or not directory.is_dir():
         return False
-    present = _present(directory)
+    present = names_in(directory)
     models = [
-        name for name in present if name.endswith(_MODELS) and not name.startswith(_NO_MODELS)
+        name
+        for name in present
+        if name.endswith(_MODELS) and not (name.startswith("adapter_") or is_state(name))
     ]
     return CONFIG in present and any(name in present for name in _WEIGHTS) and not models
 
@@ -113,7 +115,7 @@ def open_adapter(
             f"no adapter at {short(path)}: there is no such directory (looked in "
             f"{safe(Path.cwd())})"
         )
-    if CONFIG not in (present := _present(directory)):
+    if CONFIG not in (present := names_in(directory)):
         raise CheckpointError(
             f"{short(path)} is no PEFT adapter: it has no {CONFIG} (it holds "
             f"{first_few(sorted(present), 5)}); pass the directory that does, as "
@@ -303,15 +305,8 @@ def _directory(path: str | os.PathLike[str]) -> Path:
         return Path(path).absolute()
 
 
-def _present(directory: Path) -> list[str]:
-    try:
-        return sorted(entry.name for entry in directory.iterdir())
-    except OSError as error:
-        raise unreadable(directory, error) from error
-
-
 def _open_weights(directory: Path, label: str) -> Checkpoint:
-    present = _present(directory)
+    present = names_in(directory)
     found = [name for name in _WEIGHTS if name in present]
     if len(found) != 1:
         has = " and ".join(found) or "neither " + " nor ".join(_WEIGHTS)

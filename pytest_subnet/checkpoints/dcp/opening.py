@@ -21,8 +21,8 @@ from pytest_subnet.checkpoints.files import (
     FileStamp,
     check_stamp,
     exists,
+    names_in,
     stamp,
-    unreadable,
 )
 from pytest_subnet.checkpoints.json_files import read_json
 from pytest_subnet.checkpoints.memory import is_extra_state
@@ -308,7 +308,7 @@ def recognises(present: Sequence[str]) -> bool:
 
 def open_directory(directory: Path, label: str) -> Checkpoint:
     """The checkpoint in `directory`; only `.metadata` is read."""
-    present = _names_in(directory)
+    present = names_in(directory)
     weights = list(filter(_OTHER_WEIGHTS.fullmatch, present))
     if weights:
         chunks = [name for name in present if name.endswith(_SUFFIX)]
@@ -328,13 +328,6 @@ def open_directory(directory: Path, label: str) -> Checkpoint:
     config_path = directory / "config.json"
     config = read_json(config_path) if exists(config_path) else {}
     return DistributedCheckpoint(directory, label=label, config=config)
-
-
-def _names_in(directory: Path) -> list[str]:
-    try:
-        return sorted(entry.name for entry in directory.iterdir())
-    except OSError as error:
-        raise unreadable(directory, error) from error
 
 
 def _check_backend(path: Path) -> None:

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_subnet.checkpoints.base import Checkpoint, Extent, TensorInfo
 from pytest_subnet.checkpoints.dtypes import DTYPES
-from pytest_subnet.checkpoints.files import FileReader, check_stamp, exists, stamp, unreadable
+from pytest_subnet.checkpoints.files import (
+    FileReader,
+    check_stamp,
+    exists,
+    names_in,
+    stamp,
+)
 from pytest_subnet.checkpoints.folders import whole_weights
 from pytest_subnet.checkpoints.fsdp.ranks import Part, Rank, Whole, place_in_mesh, read_rank
 from pytest_subnet.checkpoints.json_files import read_json
@@ -48,7 +54,7 @@ def open_directory(directory: Path, label: str) -> Checkpoint:
 def _paths_of_ranks(directory: Path) -> list[Path]:
     """The file of every rank, in numeric order."""
     found: dict[int, set[int]] = {}
-    for name in _names_in(directory):
+    for name in names_in(directory):
         match = _SHARD.fullmatch(name)
         if match:
             found.setdefault(int(match[1]), set()).add(int(match[2]))
@@ -83,13 +89,6 @@ def _file_name(world: int, rank: int) -> str:
     return f"model_world_size_{world}_rank_{rank}.pt"
 
 
-def _names_in(directory: Path) -> list[str]:
-    try:
-        return sorted(entry.name for entry in directory.iterdir())
-    except OSError as error:
-        raise unreadable(directory, error) from error
-
-
 def _refuse_whole_weights(directory: Path) -> None:
     """Raise if there is a second checkpoint beside the shards: which one counts is not ours to say.
 
@@ -97,7 +96,7 @@ def _refuse_whole_weights(directory: Path) -> None:
     """
     exported = directory / "huggingface"
     for place in (directory, exported):
-        whole = whole_weights(_names_in(place)) if place.is_dir() else []
+        whole = whole_weights(names_in(place)) if place.is_dir() else []
         if whole:
             raise CheckpointError(
                 f"{safe(directory)} holds two checkpoints: FSDP shards, and "
