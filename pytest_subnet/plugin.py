@@ -18,6 +18,7 @@ from pytest_subnet.fixtures import (
     subnet_device,
 )
 from pytest_subnet.marker import MARKER, parametrize_marked, refuse_ignored_mark
+from pytest_subnet.opened import Opened, opened_key
 from pytest_subnet.recording import recording_to
 from pytest_subnet.reports.properties import PropertySink
 from pytest_subnet.reports.session import SessionReport, WorkerTables, report_key
@@ -48,6 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", MARKER)
     config.stash[settings_key] = read_settings(config)
     config.stash[report_key] = SessionReport()
+    config.stash[opened_key] = Opened(config)
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(WorkerTables(config.stash[report_key]), "subnet-workers")
 

@@ -33,6 +33,9 @@ class Settings:
         tolerances: counted in every scan, besides same bits and 1e-5.
         root: pytest's rootdir, from which paths are shown.
         from_ini: a sentence on which of the two sources the ini file names; empty for none.
+        report: the file to write the run's report to: an absolute path; None writes none.
+        write_baselines: record results instead of comparing them with those recorded.
+        strict: fail for what would only be skipped or warned of.
     """
 
     base: str | None
@@ -42,6 +45,9 @@ class Settings:
     tolerances: tuple[str, ...]
     root: Path
     from_ini: str = ""
+    report: Path | None = None
+    write_baselines: bool = False
+    strict: bool = False
 
     def parsed_tolerances(self) -> tuple[Tolerance, ...]:
         """The tolerances as the scan takes them."""
@@ -90,6 +96,24 @@ def add_options(parser: pytest.Parser) -> None:
     ):
         group.addoption(f"--subnet-{name}", metavar=metavar, help=what)
         parser.addini(f"subnet_{name}", what, type="string", default="")
+    group.addoption(
+        "--subnet-report",
+        metavar="FILE",
+        help="write a report of the run: FILE ends in .html, .json or .md",
+    )
+    parser.addini("subnet_report", "the same; relative to rootdir", type="string", default="")
+    group.addoption(
+        "--subnet-write-baselines",
+        action="store_true",
+        help="record the results that subnet_baseline checks, instead of comparing them",
+    )
+    group.addoption(
+        "--subnet-strict",
+        action="store_true",
+        help="fail for what would be skipped (a missing GPU, checkpoint, extra or baseline), for "
+        "baselines that no test used and for bounds that nothing can fail",
+    )
+    parser.addini("subnet_strict", "the same", type="bool", default=False)
     parser.addini(
         "subnet_tolerances",
         "tolerances to count in every scan besides same bits and atol=1e-5, one a line: "
@@ -101,7 +125,7 @@ def add_options(parser: pytest.Parser) -> None:
 
 def read_settings(config: pytest.Config) -> Settings:
     """Read every option and ini key; a wrong one is a `UsageError` that names it."""
-    names = ("base", "tuned", "device", "engine", "tolerances")
+    names = ("base", "tuned", "device", "engine", "tolerances", "report", "strict")
     ini = {name: _read_ini(config, name) for name in names}
     device = _option(config, "device") or str(ini["device"]) or None
     if device is not None and not is_device(device):
@@ -113,7 +137,8 @@ def read_settings(config: pytest.Config) -> Settings:
         raise pytest.UsageError(
             f"--subnet-engine (or subnet_engine) is {safe(engine)!r}; it takes threads or ray"
         )
-    tolerances = tuple(ini["tolerances"])
+    listed = ini["tolerances"]
+    tolerances = tuple(listed) if isinstance(listed, list) else ()
     for text in tolerances:
         try:
             _split_tolerance(text)
@@ -127,6 +152,9 @@ def read_settings(config: pytest.Config) -> Settings:
         tolerances=tolerances,
         root=config.rootpath,
         from_ini=_named_by_ini(config, ini),
+        report=_report(config, str(ini["report"])),
+        write_baselines=bool(config.getoption("subnet_write_baselines")),
+        strict=bool(config.getoption("subnet_strict")) or bool(ini["strict"]),
     )
 
 
@@ -144,10 +172,10 @@ def _inifile(config: pytest.Config) -> str:
     return safe(shown(str(config.inipath), config.rootpath)) if config.inipath else "-o"
 
 
-def _read_ini(config: pytest.Config, name: str) -> str | list[str]:
+def _read_ini(config: pytest.Config, name: str) -> str | bool | list[str]:
     # pytest checks the type of a value when it is read, and names the key not in every case.
     try:
-        value: str | list[str] = config.getini(f"subnet_{name}")
+        value: str | bool | list[str] = config.getini(f"subnet_{name}")
     except (TypeError, ValueError) as error:
         raise pytest.UsageError(f"{_inifile(config)}: subnet_{name}: {error}") from None
     return value
@@ -165,6 +193,13 @@ def _source(config: pytest.Config, name: str, ini: str) -> str | None:
     if option:
         return locate(option, config.invocation_params.dir)
     return locate(ini, config.rootpath) if ini else None
+
+
+def _report(config: pytest.Config, ini: str) -> Path | None:
+    option = _option(config, "report")
+    start = config.invocation_params.dir if option else config.rootpath
+    name = option or ini
+    return start / os.path.expanduser(name) if name else None  # noqa: PTH111 - as in locate
 
 
 def locate(source: str, start: Path) -> str:

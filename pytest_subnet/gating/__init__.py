@@ -1,0 +1,1 @@
+"""What a release must satisfy: baselines that were recorded, policies that were written."""
