@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_subnet.findings.bounds import check_fraction, check_message
@@ -223,7 +224,7 @@ def _drop(earlier: Point, last: Point, alpha: float) -> Drop:
         step=earlier.step,
         successes=earlier.successes,
         trials=earlier.trials,
-        drop=earlier.rate - last.rate,
+        drop=float(Fraction(*earlier.counted) - Fraction(*last.counted)),
         drop_upper=bounds_of_drop(earlier, last, alpha)[1],
         p_value=same_or_worse(earlier, last),
     )
@@ -384,17 +385,17 @@ def ood_restored(
     check_alpha(alpha)
     for name, count in (("peak", peak), ("forgotten", forgotten), ("restored", restored)):
         check_count(name, count)
-    top, low, back = (successes / trials for successes, trials in (peak, forgotten, restored))
+    top, low, back = (Fraction(*count) for count in (peak, forgotten, restored))
     if top <= low:
         raise ValueError(
-            f"peak {percent(top)} is not above forgotten {percent(low)}: nothing was forgotten, "
-            "and of nothing no fraction can come back"
+            f"peak {percent(float(top))} is not above forgotten {percent(float(low))}: nothing was "
+            "forgotten, and of nothing no fraction can come back"
         )
     result = OODRestored(
         peak=(peak[0], peak[1]),
         forgotten=(forgotten[0], forgotten[1]),
         restored=(restored[0], restored[1]),
-        fraction=(back - low) / (top - low),
+        fraction=float((back - low) / (top - low)),
         interval=fieller(peak, forgotten, restored, alpha),
         forgotten_p=fisher(peak, forgotten),
         restored_p=fisher(restored, forgotten),

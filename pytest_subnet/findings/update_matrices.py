@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pytest_subnet.checkpoints.dtypes import DTYPES
 from pytest_subnet.scan.found import STRATA, rounded_to
@@ -126,6 +126,19 @@ def read_update(pair: ModelPair, matrix: Matrix, *, grids: Sequence[str]) -> Upd
         if grids:
             by_row[block] = _add_square_gaps(by_column, *stored, grids)
     return UpdateMatrix(delta, _floor(by_row, by_column) if grids else None, is_bfloat16)
+
+
+def read_side(pair: ModelPair, matrix: Matrix, side: Literal["base", "tuned"]) -> torch.Tensor:
+    """One side of a matrix, `[m, n]`, in the dtype compared, on the pair's device."""
+    import torch
+
+    tensor = pair.tensors[matrix.row]
+    checkpoint = pair.base if side == "base" else pair.tuned
+    name = tensor.base_name if side == "base" else tensor.tuned_name
+    at = matrix.at
+    read = checkpoint.read(name, slice(0, matrix.shape[0]) if at is None else slice(at, at + 1))
+    stored = read if at is None else read[0]
+    return stored.to(_device(pair, stored)).to(getattr(torch, tensor.dtype))
 
 
 def _read(pair: ModelPair, matrix: Matrix, block: slice) -> tuple[torch.Tensor, torch.Tensor]:

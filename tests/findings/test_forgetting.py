@@ -5,7 +5,7 @@ from math import comb
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 
@@ -23,6 +23,7 @@ from pytest_subnet.findings.forgetting_counts import (
     fisher,
 )
 
+law = settings(max_examples=60, derandomize=True, deadline=None, database=None)
 LLAMA = [(140, 41, 234), (620, 30, 234), (1100, 21, 234)]
 
 
@@ -38,6 +39,7 @@ def two_sided_by_hand(one: tuple[int, int], other: tuple[int, int]) -> Fraction:
     return Fraction(sum(each for each in tables if each <= likelihood(a)), sum(tables))
 
 
+@law
 @given(st.integers(1, 40), st.integers(1, 40), st.data())
 def test_fisher_is_the_sum_over_tables(n: int, m: int, data: st.DataObject) -> None:
     one = data.draw(st.integers(0, n)), n
@@ -186,6 +188,7 @@ def test_the_bound_covers(trials: int, before: float, after: float) -> None:
     assert 0.93 <= covered / total <= 0.98
 
 
+@law
 @given(st.integers(1, 5000), st.floats(0, 1), st.sampled_from([0.2, 0.05, 0.01]))
 def test_rates_have_scipys_score_interval(trials: int, share: float, alpha: float) -> None:
     successes = round(trials * share)
