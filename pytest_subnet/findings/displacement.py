@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from pytest_subnet.checkpoints.dtypes import ARITHMETIC
@@ -12,19 +13,23 @@ from pytest_subnet.findings.displacement_operators import resolve_operator
 from pytest_subnet.findings.displacement_result import DisplacementRank, DisplacementRanks
 from pytest_subnet.findings.displacement_texts import too_high
 from pytest_subnet.findings.low_rank import count_above
+from pytest_subnet.findings.matrix_work import choose_matrices, measure_matrices
 from pytest_subnet.findings.result import Message, reworded
-from pytest_subnet.findings.update_matrices import Matrix, matrices_of, read_side, read_update
+from pytest_subnet.findings.update_matrices import read_side, read_update
 from pytest_subnet.pairs.model_pair import ModelPair, check_pair
-from pytest_subnet.pairs.selection import Patterns, select
 from pytest_subnet.recording import record
-from pytest_subnet.text import first_few, plural, safe, spell_tensor
+from pytest_subnet.text import plural, safe, spell_tensor
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     import numpy as np
     import torch
     from numpy.typing import NDArray
 
     from pytest_subnet.findings.displacement_operators import DisplacementOperator, Form
+    from pytest_subnet.findings.update_matrices import Matrix
+    from pytest_subnet.pairs.selection import Patterns
 
 Of: TypeAlias = Literal["base", "tuned", "update"]
 
@@ -172,59 +177,45 @@ def _measure_pair(
     patterns: tuple[Patterns | None, Patterns | None, Patterns | None],
     expected: int,
 ) -> DisplacementRanks:
-    from pytest_subnet import progress
-
-    selection = select(pair, *patterns)
-    matrices = [each for row in selection.rows for each in matrices_of(row, pair.tensors[row])]
-    if not matrices:
-        raise SelectionError(
-            f"none of {plural(len(selection.rows), 'selected tensor')} is a weight of two "
-            "dimensions or a stack of such, and only these have a displacement"
-        )
-    refused = [each for each in matrices if pair.tensors[each.row].dtype not in ARITHMETIC]
-    if refused:
-        names = first_few([pair.tensors[each.row].name for each in refused])
-        raise SelectionError(
-            f"no displacement is known for {plural(len(refused), 'selected matrix')} without "
-            f"arithmetic: {names}; leave them out with exclude="
-        )
-    pair.check_unchanged()
-    pair.check_second_names()
-    rows = []
-    with progress.bar(sum(each.numel for each in matrices), "displacing") as advance:
-        for matrix in matrices:
-            rows.append(_of_pair(pair, matrix, operator, form, of, expected))
-            advance(matrix.numel)
-    pair.check_unchanged()
+    chosen = choose_matrices(pair, *patterns, what="a displacement")
     return DisplacementRanks(
         pair=pair.label,
         of=of,
         operator=operator.name,
         form=form,
-        matrices_total=sum(
-            1 for row, each in enumerate(pair.tensors) for _ in matrices_of(row, each)
+        matrices_total=chosen.total,
+        notes=chosen.notes,
+        per_tensor=measure_matrices(
+            pair, chosen.matrices, _Displacing(operator, form, of, expected)
         ),
-        notes=tuple(pair.notes),
-        per_tensor=tuple(rows),
     )
 
 
-def _of_pair(
-    pair: ModelPair,
-    matrix: Matrix,
-    operator: DisplacementOperator,
-    form: Form,
-    of: Of,
-    expected: int,
-) -> DisplacementRank:
-    tensor = pair.tensors[matrix.row]
-    named = _Named(matrix.name(tensor), tensor.layer, tensor.kind, tensor.dtype)
-    stored = read_side(pair, matrix, "base" if of == "base" else "tuned")
-    source = read_update(pair, matrix, grids=()).delta if of == "update" else stored
-    try:
-        return _rank_of(named, source, stored, operator, form, expected)
-    except ValueError as error:
-        raise ValueError(f"{safe(named.name)}: {error}") from None
+@dataclass(frozen=True)
+class _Displacing:
+    """`MatrixWork` that ranks the displacement of matrices."""
+
+    operator: DisplacementOperator
+    form: Form
+    of: Of
+    expected: int
+    title = "displacing"
+
+    @property
+    def key(self) -> Hashable:
+        """As `MatrixWork.key`; the rank is exact whatever was expected."""
+        return "displacement", self.operator, self.form, self.of
+
+    def measure(self, pair: ModelPair, matrix: Matrix) -> DisplacementRank:
+        """As `MatrixWork.measure`."""
+        tensor = pair.tensors[matrix.row]
+        named = _Named(matrix.name(tensor), tensor.layer, tensor.kind, tensor.dtype)
+        stored = read_side(pair, matrix, "base" if self.of == "base" else "tuned")
+        source = read_update(pair, matrix, grids=()).delta if self.of == "update" else stored
+        try:
+            return _rank_of(named, source, stored, self.operator, self.form, self.expected)
+        except ValueError as error:
+            raise ValueError(f"{safe(named.name)}: {error}") from None
 
 
 class _Named(NamedTuple):
