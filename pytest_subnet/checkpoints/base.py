@@ -82,6 +82,7 @@ class Checkpoint(ABC):
     directory: Path | None = None
     notes: tuple[str, ...] = ()
     is_live: bool = False
+    _fingerprinted: tuple[Hashable, str] | None = None
 
     @abstractmethod
     def names(self) -> Sequence[str]:
@@ -159,13 +160,9 @@ class Checkpoint(ABC):
         """
         import xxhash
 
-        digest = xxhash.xxh3_128()
         if name is None:
-            for each in sorted(set(self.names()) - self.ties.keys()):
-                info = self.info(each)
-                entry = [each, info.dtype, list(info.shape), self.fingerprint(each)]
-                digest.update(repr(entry).encode("utf-8", "surrogatepass"))
-            return digest.hexdigest()
+            return self._fingerprint_of_all()
+        digest = xxhash.xxh3_128()
         info = self.info(name)
         piece = bytearray(min(info.nbytes, _HASH_PIECE))
         for start in range(0, info.nbytes, _HASH_PIECE):
@@ -173,6 +170,34 @@ class Checkpoint(ABC):
             self.read_into(name, start, part)
             digest.update(part)
         return digest.hexdigest()
+
+    def _fingerprint_of_all(self) -> str:
+        """Read all tensors, unless the last time it was the same checkpoint."""
+        import xxhash
+
+        known = self.known_fingerprint
+        if known is not None:
+            return known
+        identity = self.identity()
+        digest = xxhash.xxh3_128()
+        for each in sorted(set(self.names()) - self.ties.keys()):
+            info = self.info(each)
+            entry = [each, info.dtype, list(info.shape), self.fingerprint(each)]
+            digest.update(repr(entry).encode("utf-8", "surrogatepass"))
+        if not self.is_live:  # what is live can be written to unseen
+            self._fingerprinted = identity, digest.hexdigest()
+        return digest.hexdigest()
+
+    @property
+    def known_fingerprint(self) -> str | None:
+        """What `fingerprint()` found; None where nobody asked, or it was written to since."""
+        if self._fingerprinted is None:
+            return None
+        identity, fingerprint = self._fingerprinted
+        try:
+            return fingerprint if self.identity() == identity else None
+        except CheckpointError:  # a file is gone
+            return None
 
     def check_range(self, name: str, start: int, nbytes: int) -> None:
         """Raise unless `name` has `nbytes` bytes from byte `start` on; others lie beyond."""

@@ -127,17 +127,6 @@ class ExpertsCheckpoint(CheckpointView):
             elif name not in parts and source not in parts:
                 self.ties[name] = source
 
-    def names(self) -> Sequence[str]:
-        """All tensor names, matrices of experts where the fused tensor lies."""
-        return list(self._infos)
-
-    def info(self, name: str) -> TensorInfo:
-        """What the header of the tensor, or of the fused one, says."""
-        try:
-            return self._infos[name]
-        except KeyError:
-            raise self.unknown(name) from None
-
     def extents(self, name: str, start: int, nbytes: int) -> Sequence[Extent] | None:
         """Where the bytes lie in the fused tensor's file; None when it is in memory."""
         self.check_range(name, start, nbytes)

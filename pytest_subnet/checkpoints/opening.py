@@ -45,10 +45,11 @@ def open_checkpoint(source: Source) -> Checkpoint:
     """Open the weights of one model; only headers are read.
 
     Args:
-        source: a `.safetensors`, `.bin`, `.pt` or `.pth` file, an `*.index.json`, a directory that
-            holds one of them, a hub id `"org/name"` or `"org/name@revision"` (downloaded), an
-            address of safetensors (`hf://`, `https://`, `s3://`, `gs://`; read by ranges), an
-            `nn.Module`, a mapping from names to tensors, or a `Checkpoint`, which is returned.
+        source: a `.safetensors`, `.bin`, `.pt` or `.pth` file, an `*.index.json`, the `.metadata`
+            of a distributed checkpoint, a directory that holds one of them, a hub id `"org/name"`
+            or `"org/name@revision"` (downloaded), an address of safetensors (`hf://`, `https://`,
+            `s3://`, `gs://`; read by ranges), an `nn.Module`, a mapping from names to tensors, or
+            a `Checkpoint`, which is returned.
 
     Returns:
         The checkpoint: names, shapes and dtypes are known, data is read when asked for.
@@ -143,7 +144,8 @@ def _open_directory(directory: Path, label: str) -> Checkpoint:
     found = f"it holds {first_few(present, 5)}" if present else "it is empty"
     raise CheckpointError(
         f"{safe(label)} has no weights: {found}; looked for *.safetensors, *.bin and *.pt with or "
-        "without an index; did the trainer save the model into another directory?"
+        "without an index and for *.distcp with .metadata; did the trainer save the model into "
+        "another directory?"
     )
 
 
@@ -208,6 +210,8 @@ def _choose(
 
 
 def _open_file(path: Path, label: str) -> Checkpoint:
+    if dcp.is_file_of(path.name):
+        return dcp.open_file(path, label)
     config_path = path.parent / "config.json"
     config = read_json(config_path) if exists(config_path) else {}
     if path.name.endswith((".safetensors", safetensors.INDEX_SUFFIX)):
@@ -218,5 +222,5 @@ def _open_file(path: Path, label: str) -> Checkpoint:
         return TorchCheckpoint(path, label=label, config=config)
     raise CheckpointError(
         f"{safe(path)} is in no format that can be read; "
-        "pass a .safetensors, .bin, .pt or .pth file, an *.index.json or a directory"
+        "pass a .safetensors, .bin, .pt or .pth file, an *.index.json, a .metadata or a directory"
     )

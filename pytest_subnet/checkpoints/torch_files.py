@@ -13,7 +13,7 @@ import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeGuard, TypeVar
 
-from pytest_subnet.checkpoints.base import Checkpoint, Extent, TensorInfo
+from pytest_subnet.checkpoints.base import Extent
 from pytest_subnet.checkpoints.files import (
     FileStamp,
     check_stamp,
@@ -24,13 +24,14 @@ from pytest_subnet.checkpoints.files import (
 )
 from pytest_subnet.checkpoints.memory import TensorsCheckpoint, in_row_order, is_extra_state
 from pytest_subnet.checkpoints.sharded import check_shards, read_index
+from pytest_subnet.checkpoints.stamped import StampedCheckpoint
 from pytest_subnet.checkpoints.wording import broken, short
 from pytest_subnet.checkpoints.zip_records import mapped_from, read_records
 from pytest_subnet.errors import CheckpointError
 from pytest_subnet.text import first_few, safe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -50,7 +51,7 @@ _TRAINER_STATE = re.compile(r"optim|sched|scaler|rng|random|callbacks|loops|hype
 _SHARDED = re.compile(r"torch\.distributed\.tensor|_rebuild_wrapper_subclass")
 
 
-class TorchCheckpoint(Checkpoint):
+class TorchCheckpoint(StampedCheckpoint):
     """Weights in files written by `torch.save`."""
 
     def __init__(self, path: Path, *, label: str, config: Mapping[str, object]) -> None:
@@ -80,35 +81,12 @@ class TorchCheckpoint(Checkpoint):
         }
         tensors = {name: tensor for part in parts.values() for name, tensor in part.tensors.items()}
         self._tensors = TensorsCheckpoint(tensors, label=str(path))
+        self._infos = {name: self._tensors.info(name) for name in self._tensors.names()}
         self.label = label
         self.config = config
         self.ties = self._tensors.ties
         self.buffers = frozenset()
         self.directory = path.parent
-
-    def names(self) -> Sequence[str]:
-        """All tensor names, in the order of the pickles."""
-        return self._tensors.names()
-
-    def info(self, name: str) -> TensorInfo:
-        """What the pickle says of `name`."""
-        try:
-            return self._tensors.info(name)
-        except CheckpointError:
-            raise self.unknown(name) from None
-
-    def identity(self) -> Hashable:
-        """The stamps of index and files as they are now."""
-        return tuple(stamp(known.path) for known in self._stamps)
-
-    def identity_when_opened(self) -> Hashable:
-        """The stamps that were taken before each file was read."""
-        return self._stamps
-
-    def check_unchanged(self) -> None:
-        """Raise if index or files were written to since."""
-        for known in self._stamps:
-            check_stamp(known)
 
     def extents(self, name: str, start: int, nbytes: int) -> Sequence[Extent] | None:
         """The run of bytes in the file; None where the file does not hold them in row order."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from pytest_subnet.tables import table
 from pytest_subnet.text import facts, percent, plural, short_dtype, spell_tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 Null: TypeAlias = Literal["rounding"] | None
 """What the number is held against: what rounding to the storage dtype does alone, or nothing."""
@@ -85,6 +88,7 @@ class UpdateRank:
         notes: casts, rows left out, ties, tensors that are no matrices.
         null: `"rounding"` where the resolved ranks were counted.
         per_tensor: the matrices measured, as `RankOfUpdate`.
+        fingerprints: of the content of base and tuned; each is taken when it is asked for.
     """
 
     pair: str
@@ -92,6 +96,7 @@ class UpdateRank:
     notes: tuple[str, ...]
     null: Null
     per_tensor: tuple[RankOfUpdate, ...]
+    fingerprints: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def numel(self) -> int:

@@ -22,17 +22,20 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-_SMALL = 256
+SMALL = 256
 """Rows and columns up to which all singular values are computed at once."""
 
-_COLUMNS = 2048
+COLUMNS = 2048
 """How much of the long side is in float64 at a time."""
 
 _FURTHEST = 1000
 """log2 of the largest factor by which updates are scaled; those of 1e-300 are 10 after it."""
 
-_LARGEST = 1e-7
+LARGEST = 1e-7
 """Relative error allowed of the largest eigenvalue."""
+
+SLACK = 4e-16
+"""By how much a factorisation may be off: so much of the largest entry, for each row."""
 
 
 class Spectrum:
@@ -50,16 +53,51 @@ class Spectrum:
         matrix = without_zeros(matrix)
         self.size = min(matrix.shape)
         self._largest: float | None = None
+        self._all_above = -1.0
         self._gram: torch.Tensor | None = None
         self._values: torch.Tensor | None = None
         if self.size == 0:
             self._values = torch.zeros(0, dtype=torch.float64)
-        elif max(matrix.shape) <= _SMALL:
+        elif max(matrix.shape) <= SMALL:
             self._values = torch.linalg.svdvals(matrix.double()).cpu()
         else:
-            self._gram = _gram(matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T)
+            self._gram = gram_of(matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T)
             if all_values:
-                self._values = _all_values(self._gram)
+                self._values = singular_values(self._gram)
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        gram: torch.Tensor | None = None,
+        largest: float | None = None,
+        values: torch.Tensor | None = None,
+    ) -> Spectrum:
+        """What was found out of a matrix elsewhere: its Gram matrix or all its singular values.
+
+        Args:
+            gram: float64 `[size, size]`, both triangles.
+            largest: the largest eigenvalue of `gram`, if it is known.
+            values: float64 `[size]` on the CPU.
+        """
+        self = cls.__new__(cls)
+        self.size = len(gram if values is None else values)  # type: ignore[arg-type]
+        self._largest = None if largest is None else math.sqrt(largest)
+        self._all_above = -1.0
+        self._gram, self._values = gram, values
+        return self
+
+    def undecided(self, limit: float) -> torch.Tensor | None:
+        """The Gram matrix, if it takes that to count what is above `limit`."""
+        if self._values is not None or limit <= self._all_above or limit >= self.largest():
+            return None
+        return self._gram
+
+    def learn(self, *, all_above: float = -1.0, values: torch.Tensor | None = None) -> None:
+        """Take over that all values are above a limit, or which ones they are."""
+        self._all_above = max(self._all_above, all_above)
+        if values is not None:
+            self._values = values
 
     def largest(self) -> float:
         """σ1, to seven digits; 0 for a matrix of zeros."""
@@ -77,6 +115,8 @@ class Spectrum:
         """How many singular values are greater than `limit`, which is not negative."""
         if self._values is not None or self._gram is None:
             return int((self.values() > limit).sum())
+        if limit <= self._all_above:
+            return self.size
         if limit >= self.largest():
             return 0
         shift = limit * limit
@@ -88,7 +128,7 @@ class Spectrum:
         """All of them, float64 `[min(m, n)]` on the CPU, in any order."""
         if self._values is None:
             assert self._gram is not None
-            self._values = _all_values(self._gram)
+            self._values = singular_values(self._gram)
         return self._values
 
 
@@ -128,23 +168,23 @@ def effective_rank(values: torch.Tensor) -> float:
     return float((-(shares * shares.log()).sum()).exp()) if len(shares) else 0.0
 
 
-def _gram(matrix: torch.Tensor) -> torch.Tensor:
+def gram_of(matrix: torch.Tensor) -> torch.Tensor:
     """The lower triangle of `matrix @ matrix.T` in float64; what is above it is not meant."""
     import torch
 
     rows, columns = matrix.shape
     if matrix.device.type != "cpu":
         total = torch.zeros(rows, rows, dtype=torch.float64, device=matrix.device)
-        for start in range(0, columns, _COLUMNS):
-            block = matrix[:, start : start + _COLUMNS].double()
+        for start in range(0, columns, COLUMNS):
+            block = matrix[:, start : start + COLUMNS].double()
             total.addmm_(block, block.T)
         return total
     import numpy as np
     from scipy.linalg.blas import dsyrk  # half the work of a product
 
     result: NDArray[np.float64] = np.zeros((rows, rows), order="F")
-    for start in range(0, columns, _COLUMNS):
-        part = matrix[:, start : start + _COLUMNS].double().contiguous().numpy()
+    for start in range(0, columns, COLUMNS):
+        part = matrix[:, start : start + COLUMNS].double().contiguous().numpy()
         result = dsyrk(1.0, part.T, beta=1.0, c=result, trans=1, lower=1, overwrite_c=1)
     return torch.from_numpy(result)
 
@@ -165,7 +205,7 @@ def _largest_eigenvalue(gram: torch.Tensor) -> float | None:
     found = _lanczos(gram)
     if found is None or not math.isfinite(found) or found <= 0:
         return None
-    bound = found * (1 + 2 * _LARGEST)
+    bound = found * (1 + 2 * LARGEST)
     return found if _factorises(_shifted(gram, -1.0, bound)) else None
 
 
@@ -198,7 +238,7 @@ def _lanczos(gram: torch.Tensor) -> float | None:
     start = np.random.default_rng(0).standard_normal(size)
     try:
         (value,) = eigsh(
-            operator, k=1, which="LA", tol=_LARGEST, v0=start, return_eigenvectors=False
+            operator, k=1, which="LA", tol=LARGEST, v0=start, return_eigenvectors=False
         )
     except ArpackError:
         return None
@@ -211,7 +251,7 @@ def _is_positive(gram: torch.Tensor, shift: float) -> bool:
     The factorisation of a matrix that is short of positive by its rounding may come out, so that
     it is asked a little more; what fails for that is counted.
     """
-    slack = 4e-16 * gram.shape[0] * float(gram.diagonal().max())
+    slack = SLACK * gram.shape[0] * float(gram.diagonal().max())
     return _factorises(_shifted(gram, 1.0, -shift - slack))
 
 
@@ -244,8 +284,11 @@ def _positive_eigenvalues(gram: torch.Tensor, shift: float) -> int:
     return int((diagonal[single] > 0).sum() + (~single).sum() // 2)  # a block has one of each sign
 
 
-def _all_values(gram: torch.Tensor) -> torch.Tensor:
-    """All singular values; those below 1e-8 σ1 are lost in the rounding of their squares."""
+def singular_values(gram: torch.Tensor) -> torch.Tensor:
+    """All singular values, of one matrix or of a batch of them.
+
+    Those below 1e-8 σ1 are lost in the rounding of their squares.
+    """
     return _eigenvalues(gram).clamp(min=0).sqrt().cpu()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -15,13 +16,30 @@ if TYPE_CHECKING:
 _SHOWN = 8
 _LEAVE_OUT = "leave tensors out with exclude="
 _RENAME = 'say with rename={"name in tuned": "name in base"} where names differ'
+_MERGE = (
+    "an adapter is no model by itself: merge it (merge_and_unload), pass its directory to "
+    "open_pair(base, DIRECTORY), or open it with open_adapter(DIRECTORY, base)"
+)
+_DEQUANTISE = "dequantise both sides before comparing them"
+_DEQUANTISED = (
+    "fp8 and compressed-tensors files are read through dequantised(PATH) in place of PATH"
+)
 _REMEDIES = {
-    "only base": _RENAME,
-    "only tuned": _RENAME,
     "ambiguous": _RENAME,
     "empty": "gather sharded weights before saving them",
-    "quantised": "dequantise both sides before comparing them",
+    "quantised": _DEQUANTISE,
 }
+_ONE_SIDED = ("only base", "only tuned")
+_OF_ADAPTERS = re.compile(
+    r"(?:.*\.)?(?:lora_\w+|ia3_l|hada_w\w+|lokr_w\w+|oft_\w+|vera_\w+|modules_to_save)(?:\..*)?",
+    re.ASCII | re.DOTALL,
+)
+_OF_QUANTISED = re.compile(
+    r".*\.(?:qweight|qzeros|scales|g_idx|absmax|quant_map|SCB|weight_(?:packed|shape|scale\w*|"
+    r"zero_point|g_idx))|.*_(?:scale_inv|blocks|scales)",
+    re.ASCII | re.DOTALL,
+)
+"""What only a side that is quantised has."""
 
 
 def describe(
@@ -43,10 +61,16 @@ def describe(
         rows.append((problem.kind, f"{safe(problem.name)}  {what}".rstrip()))
     if len(problems) > _SHOWN:
         rows.append(("", f"… {len(problems) - _SHOWN:,} more"))
-    if _are_other_models(problems, total):
+    one_sided = _one_sided(problems)
+    if _are_other_models(problems, total) and one_sided == (_RENAME,):
         rows.append(("probably", "two different models; check which checkpoints are compared"))
     remedies = [
-        remedy for each in problems for remedy in (_REMEDIES.get(each.kind), _parts(each)[1])
+        remedy
+        for each in problems
+        for remedy in (
+            *(one_sided if each.kind in _ONE_SIDED else [_REMEDIES.get(each.kind)]),
+            _parts(each)[1],
+        )
     ]
     told = [*dict.fromkeys(filter(None, remedies)), *([_LEAVE_OUT] if can_exclude else [])]
     if told:
@@ -57,6 +81,16 @@ def describe(
             ("", "as_dtype= also to open_trajectory)"),
         ]
     return facts(f"tensors do not pair: {summary} (of {plural(total, 'tensor')})", rows)
+
+
+def _one_sided(problems: Sequence[Problem]) -> tuple[str, ...]:
+    """What helps where names are on one side only: a side may not be a model as it is."""
+    names = [each.name for each in problems if each.kind in _ONE_SIDED]
+    if any(_OF_ADAPTERS.fullmatch(name) for name in names):
+        return (_MERGE,)
+    if any(_OF_QUANTISED.fullmatch(name) for name in names):
+        return _DEQUANTISE, _DEQUANTISED
+    return (_RENAME,)
 
 
 def _parts(problem: Problem) -> tuple[str, str]:
@@ -70,5 +104,5 @@ def _parts(problem: Problem) -> tuple[str, str]:
 def _are_other_models(problems: Sequence[Problem], total: int) -> bool:
     """Whether most tensors have other shapes, or no name of one side is found on the other."""
     reshaped = sum(each.kind == "reshaped" and not _parts(each)[1] for each in problems)
-    one_sided = Counter(each.kind for each in problems if each.kind in ("only base", "only tuned"))
+    one_sided = Counter(each.kind for each in problems if each.kind in _ONE_SIDED)
     return 2 * reshaped > total or (len(one_sided) == 2 and one_sided.total() == total)

@@ -22,6 +22,7 @@ import numpy as np
 
 from pytest_subnet.checkpoints.dtypes import DTYPES
 from pytest_subnet.checkpoints.files import FileStamp
+from pytest_subnet.checkpoints.remote.urls import identifies
 from pytest_subnet.scan.cache_file import packed, packed_size, unpacked
 from pytest_subnet.scan.counters import Counters
 from pytest_subnet.scan.tally import Tally
@@ -102,7 +103,7 @@ def _lasts(identity: object) -> bool:
         match leaf:
             case FileStamp():
                 stamps += 1
-            case (_, _, str() as version, _) if _is_strong(version):
+            case (_, int() as size, str() as version, _) if identifies(version, size):
                 stamps += 1
             case str():
                 pass
@@ -111,11 +112,6 @@ def _lasts(identity: object) -> bool:
             case _:
                 return False
     return stamps > 0
-
-
-def _is_strong(version: str) -> bool:
-    """Whether a server's word for a version of a file is another one for every other content."""
-    return version.startswith("etag ") and "W/" not in version
 
 
 def _settled(identity: object) -> bool:

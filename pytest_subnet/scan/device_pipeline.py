@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from pytest_subnet.checkpoints import Checkpoint
     from pytest_subnet.checkpoints.base import Extent
     from pytest_subnet.pairs import ModelPair
-    from pytest_subnet.scan.contracts import Kernel
+    from pytest_subnet.scan.contracts import Kernel, MaskKernel
+    from pytest_subnet.scan.found import Found
     from pytest_subnet.scan.tolerance import Tolerance
     from pytest_subnet.scan.units import ScanUnit
 
@@ -58,6 +59,11 @@ def _device_of(checkpoint: Checkpoint) -> str | None:
     devices = {str(checkpoint.tensor(name).device) for name in checkpoint.names()}
     found = devices.pop() if len(devices) == 1 else "cpu"
     return found if found.startswith("cuda") else None
+
+
+def is_gpu(device: str | None) -> bool:
+    """Whether `device` is one that weights in files must be brought to."""
+    return device is not None and device.startswith("cuda")
 
 
 def _indexed(device: str) -> str:
@@ -107,7 +113,7 @@ class CompareOnGpu:
         from pytest_subnet.scan.triton_kernel import can_count
 
         otherwise = Compare(self.kernel, self.tolerances, self.base, self.tuned, self.device)
-        lanes: list[_Lane] = []
+        lanes: list[Lane] = []
         with FileReader() as reader, otherwise.open() as compare_otherwise:
 
             def compare(unit: ScanUnit) -> Counters:
@@ -121,7 +127,7 @@ class CompareOnGpu:
                 if unit.base is None or unit.tuned is None:
                     return compare_otherwise(unit)
                 if not lanes:
-                    lanes.append(_lane(self.device))
+                    lanes.append(lane_on(self.device))
                 lanes[0].compare(unit, reader, counters)
                 return counters
 
@@ -195,10 +201,11 @@ def _no_room(device: str, what: str) -> SubnetError:
     )
 
 
-class _Lane:
+class Lane:
     """A worker's pinned memory, its memory on the GPU and its stream."""
 
     def __init__(self, device: torch.device, nbytes: int) -> None:
+        """Take memory for pieces of `nbytes` bytes a side, here and on `device`."""
         import torch
 
         on_gpu = device.type == "cuda"
@@ -215,25 +222,48 @@ class _Lane:
 
         from pytest_subnet.scan.triton_kernel import runs_of, start
 
-        assert unit.base is not None
-        assert unit.tuned is not None
         itemsize = DTYPES[unit.dtype].itemsize
         bounds = bounds_of(unit)
         total = int(bounds[-1])
         capacity = self._nbytes // itemsize
         for first in range(0, total, capacity):
             end = min(first + capacity, total)
-            nbytes = (end - first) * itemsize
             with torch.cuda.stream(self._stream):
-                for side, extents in enumerate((unit.base, unit.tuned)):
-                    here = self._here[side, :nbytes]
-                    _read(reader, extents, first * itemsize, here.numpy().data)
-                    self._there[side, :nbytes].copy_(here, non_blocking=True)
-                runs = runs_of(
-                    self._there[0], self._there[1], unit.dtype, np.clip(bounds, first, end) - first
-                )
+                sides = self._bring(unit, reader, first * itemsize, (end - first) * itemsize)
+                runs = runs_of(*sides, unit.dtype, np.clip(bounds, first, end) - first)
                 started = start(runs, unit.dtype, counters.tolerances, self._device)
             started.add_to(counters)  # waits: then both buffers are free again
+
+    def mark(
+        self,
+        unit: ScanUnit,
+        reader: FileReader,
+        kernel: MaskKernel,
+        counters: Counters,
+        found: Found,
+    ) -> bool:
+        """Read, copy, compare and mark such a unit; False where it is larger than a piece."""
+        import torch
+
+        nbytes = unit.count * DTYPES[unit.dtype].itemsize
+        if nbytes > self._nbytes:
+            return False
+        with torch.cuda.stream(self._stream):
+            base, tuned = self._bring(unit, reader, 0, nbytes)
+            kernel(base, tuned, unit.dtype, bounds_of(unit), counters, found)  # waits, likewise
+        return True
+
+    def _bring(
+        self, unit: ScanUnit, reader: FileReader, start: int, nbytes: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Bytes of both sides, read, and on their way to the GPU."""
+        assert unit.base is not None
+        assert unit.tuned is not None
+        for side, extents in enumerate((unit.base, unit.tuned)):
+            here = self._here[side, :nbytes]
+            _read(reader, extents, start, here.numpy().data)
+            self._there[side, :nbytes].copy_(here, non_blocking=True)
+        return self._there[0, :nbytes], self._there[1, :nbytes]
 
 
 def _read(reader: FileReader, extents: Sequence[Extent], skip: int, into: memoryview) -> None:
@@ -250,7 +280,13 @@ def _read(reader: FileReader, extents: Sequence[Extent], skip: int, into: memory
         skip = 0
 
 
-def _lane(device: str) -> _Lane:
+def piece_bytes() -> int:
+    """How much of a side a worker has under way at most."""
+    share = IN_FLIGHT_BYTES // (2 * cores()) // _LEAST_BYTES * _LEAST_BYTES
+    return max(min(UNIT_BYTES, share), _LEAST_BYTES)
+
+
+def lane_on(device: str) -> Lane:
     """A lane with pieces as large as there is room for.
 
     Raises:
@@ -258,11 +294,10 @@ def _lane(device: str) -> _Lane:
     """
     import torch
 
-    nbytes = min(UNIT_BYTES, IN_FLIGHT_BYTES // (2 * cores()) // _LEAST_BYTES * _LEAST_BYTES)
-    nbytes = max(nbytes, _LEAST_BYTES)
+    nbytes = piece_bytes()
     while True:
         try:
-            return _Lane(torch.device(device), nbytes)
+            return Lane(torch.device(_indexed(device)), nbytes)
         except RuntimeError as error:  # torch.OutOfMemoryError is one; for pinned memory it is not
             if "out of memory" not in str(error):
                 raise

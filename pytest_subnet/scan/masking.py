@@ -21,6 +21,7 @@ from pytest_subnet.scan.comparing import (
 )
 from pytest_subnet.scan.contracts import FileKernel, FileMaskKernel
 from pytest_subnet.scan.counters import Counters
+from pytest_subnet.scan.device_pipeline import Lane, gpu_of, is_gpu, lane_on, piece_bytes
 from pytest_subnet.scan.engines import MadeThere
 from pytest_subnet.scan.found import STRATA, Found, StrataCounts, merged, rounded_to
 from pytest_subnet.scan.gathering import ledger, results_of, sources, total
@@ -102,7 +103,8 @@ def mark(
         pair.check_unchanged()
         pair.check_second_names()
         tolerances = [t for t in dict.fromkeys((*known.declared, tolerance)) if not t.same_bits]
-        units = cut(pair, rows)
+        is_brought = is_gpu(pair.device) and gpu_of(pair) is None
+        units = cut(pair, rows, piece_bytes() if is_brought else None)
         work: Work[ScanUnit, Marks]
         if pair.engine == "ray":
             units = [to_travel(pair, unit) for unit in units]
@@ -175,12 +177,16 @@ class CompareAndMark:
         with FileReader() as reader:
             sides = Sides(reader, self.base, self.tuned)
             rooms = scratch_rooms()
+            lanes: list[Lane] = []
 
             def compare(unit: ScanUnit) -> Marks:
                 counters = Counters(len(unit.segments), self.tolerances)
                 bounds = bounds_of(unit)
                 found = Found(bounds, unit.dtype, self.tolerance)
-                if not self._mask_files(unit, reader, rooms, bounds, counters, found):
+                if not (
+                    self._mask_files(unit, reader, rooms, bounds, counters, found)
+                    or self._mark_on_gpu(unit, reader, lanes, counters, found)
+                ):
                     base, tuned = sides.load(unit)
                     kernel = self._kernel_for(unit.dtype, base, tuned)
                     kernel(base, tuned, unit.dtype, bounds, counters, found)
@@ -212,6 +218,25 @@ class CompareAndMark:
         run = next(runs_of_files(unit, reader, rooms))
         places = run.base, run.tuned, run.scratch
         return self.kernel.mask_files(*places, unit.dtype, bounds, counters, found)
+
+    def _mark_on_gpu(
+        self,
+        unit: ScanUnit,
+        reader: FileReader,
+        lanes: list[Lane],
+        counters: Counters,
+        found: Found,
+    ) -> bool:
+        """The quick way to a GPU, for a unit that is in files as it is compared."""
+        as_stored = unit.dtype == unit.base_dtype == unit.tuned_dtype
+        if not is_gpu(self.device) or not as_stored or unit.dtype not in ARITHMETIC:
+            return False
+        if unit.base is None or unit.tuned is None:
+            return False
+        if not lanes:
+            assert self.device is not None
+            lanes.append(lane_on(self.device))
+        return lanes[0].mark(unit, reader, self.kernel, counters, found)
 
     def _kernel_for(self, dtype: str, base: Buffer, tuned: Buffer) -> MaskKernel:
         if dtype not in ARITHMETIC:

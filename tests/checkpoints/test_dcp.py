@@ -537,6 +537,24 @@ def test_refuses_an_empty_save(tmp_path: Path) -> None:
     )
 
 
+def test_its_metadata_stands_for_its_directory(run: Path) -> None:
+    whole = open_checkpoint(run)
+    checkpoint = open_checkpoint(run / ".metadata")
+    assert checkpoint.identity() == whole.identity()
+    assert checkpoint.directory == run
+    save_file(matrices(), run / "model.safetensors")  # which counts has been said
+    assert open_checkpoint(run / ".metadata").fingerprint() == whole.fingerprint()
+
+
+def test_refuses_one_file_of_chunks(run: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(run / "__0_0.distcp")
+    assert str(caught.value) == (
+        f"{run}/__0_0.distcp holds chunks of a distributed checkpoint, and which ones is said in "
+        f"the .metadata beside it; pass the directory, {run}"
+    )
+
+
 def test_refuses_a_second_checkpoint_beside_it(run: Path) -> None:
     save_file(matrices(), run / "model.safetensors")
     assert refused(run) == (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import struct
+import subprocess
 import sys
 import warnings
 from types import ModuleType
@@ -196,7 +197,14 @@ def test_what_a_file_sets_on_a_class_does_not_stay(saved: Path, tmp_path: Path) 
     ("raw", "message"),
     [
         (b"", "it is no pickle of metadata (Ran out of input)"),
-        (b"<html>", "it is no pickle of metadata (invalid load key, '<'.)"),
+        (b"<html>", "it is no pickle of metadata (opcode '<' at byte 0)"),
+        (b"\x80\x04N\x86.", "it is no pickle of metadata (it takes what was not put there)"),
+        (b"\x80\x04h\x07.", "it is no pickle of metadata (it takes what was not put there)"),
+        (b"\x80\x04N2.", "it is no pickle of metadata (opcode '2' at byte 3)"),
+        (
+            b"\x80\x04ctorch\nSize\nN\x85\x85\x85R.",
+            "it is no pickle of metadata (a size is no row of numbers)",
+        ),
         (b"\x80\x04N.", "of itself it says what torch does not write (NoneType)"),
         (
             b"\x80\x02X\x01\x00\x00\x00aQ.",
@@ -227,6 +235,53 @@ def test_what_a_file_sets_on_a_class_does_not_stay(saved: Path, tmp_path: Path) 
 def test_refuses_what_is_no_metadata(tmp_path: Path, raw: bytes, message: str) -> None:
     path = written(tmp_path / ".metadata", raw)
     assert refused(path) == f"is truncated or corrupt: {message}; save or download it again"
+
+
+LEVELS = 60
+SHARED = {
+    "by its number": b")\x94"
+    + b"".join(b"h%ch%c\x86\x94" % (level, level) for level in range(LEVELS)),
+    "by a number it was given": b")q\x00" + b"h\x00h\x00\x86q\x00" * LEVELS,
+    "in many": b")\x94" + b"".join(b"(%bt\x94" % (b"h%c" % level * 100) for level in range(LEVELS)),
+    "without an end": b")" + b"\x85" * 1_000_000,
+}
+"""Opcodes that leave a tuple on the stack whose hash takes for ever, or needs an endless stack."""
+
+
+@pytest.mark.parametrize("how", SHARED)
+def test_refuses_tuples_that_take_for_ever(tmp_path: Path, how: str) -> None:
+    """In a process of its own: nothing interrupts the hash of a tuple."""
+    path = written(tmp_path / ".metadata", b"\x80\x04" + SHARED[how] + b"q\xff}h\xffNs.")
+    code = (
+        "import pathlib, sys\n"
+        "from pytest_subnet import CheckpointError\n"
+        "from pytest_subnet.checkpoints.dcp.metadata import read_metadata\n"
+        "try: read_metadata(pathlib.Path(sys.argv[1]), print)\n"
+        "except CheckpointError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, path], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == (
+        f"refusing to unpickle {path}: tuples are nested in it so that to look at one could take "
+        "for ever, which torch does not write; save it again with torch.distributed.checkpoint, "
+        "or as safetensors\n"
+    ), done.stderr
+
+
+def test_what_is_no_text_is_not_spelled_out(saved: Path, tmp_path: Path) -> None:
+    """Lists may hold each other as often as they like: nothing looks through them."""
+    nested: list[Any] = []
+    for _ in range(LEVELS):
+        nested = [nested, nested]
+    metadata = pickle.loads(saved.read_bytes())
+    places = {index.fqn: place for index, place in metadata.storage_data.items()}
+    places["model.b"].transform_descriptors = [nested, "zstd"]
+    path = written(tmp_path / ".metadata", metadata)
+    assert "through the extension list, zstd, which" in refused(path)
+    places["model.b"].relative_path = nested
+    path = written(tmp_path / ".metadata", metadata)
+    assert "points outside its directory: model.b in list; a chunk" in refused(path)
 
 
 def test_refuses_a_pointer(tmp_path: Path) -> None:

@@ -267,7 +267,8 @@ def test_what_the_hub_does_not_have(client: Client, tmp_path: Path) -> None:
         f"org/gated is no path {here}, and the hub answered 403 for it; {advice}",
         "org/single on the hub has no revision v9; name a branch, a tag or a commit of it",
         "org/empty has no weights: it holds config.json; looked for *.safetensors, *.bin and *.pt "
-        "with or without an index; did the trainer save the model into another directory?",
+        "with or without an index and for *.distcp with .metadata; did the trainer save the model "
+        "into another directory?",
     ]
 
 

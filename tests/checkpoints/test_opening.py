@@ -186,7 +186,8 @@ def test_hub_id_is_downloaded(
 def test_empty_directory(tmp_path: Path, refusal: Refusal) -> None:
     assert refusal(tmp_path) == (
         f"{tmp_path} has no weights: it is empty; looked for *.safetensors, *.bin and *.pt with or "
-        "without an index; did the trainer save the model into another directory?"
+        "without an index and for *.distcp with .metadata; did the trainer save the model into "
+        "another directory?"
     )
 
 
@@ -195,8 +196,8 @@ def test_directory_without_weights(tmp_path: Path, refusal: Refusal) -> None:
         (tmp_path / name).write_text("{}")
     assert refusal(tmp_path) == (
         f"{tmp_path} has no weights: it holds b, c, config.json, d, evil\\x1b[2J, … 2 more; "
-        "looked for *.safetensors, *.bin and *.pt with or without an index; "
-        "did the trainer save the model into another directory?"
+        "looked for *.safetensors, *.bin and *.pt with or without an index and for *.distcp with "
+        ".metadata; did the trainer save the model into another directory?"
     )
 
 
@@ -335,7 +336,7 @@ def test_file_in_another_format(tmp_path: Path, refusal: Refusal, name: str) -> 
     (tmp_path / name).write_text("{}")
     assert refusal(tmp_path / name) == (
         f"{tmp_path / name} is in no format that can be read; "
-        "pass a .safetensors, .bin, .pt or .pth file, an *.index.json or a directory"
+        "pass a .safetensors, .bin, .pt or .pth file, an *.index.json, a .metadata or a directory"
     )
 
 

@@ -651,8 +651,8 @@ def test_nobody_there(server: FileServer) -> None:
     server.shutdown()
     server.server_close()
     assert refusal_of(address) == (
-        f"{address} could not be read in 5 tries: no connection to the server, or none that is "
-        "trusted; check the network and the server, and run again"
+        f"{address} could not be read in 5 tries: no connection to the server; "
+        "check the network and the server, and run again"
     )
 
 
@@ -685,8 +685,9 @@ def test_encrypted_and_redirected_without_the_password(
         monkeypatch.delenv("SSL_CERT_FILE")
         http_ranges.close()
         assert refusal_of(source) == (
-            f"{front.address}{MODEL} could not be read in 5 tries: no connection to the server, or "
-            "none that is trusted; check the network and the server, and run again"
+            f"{front.address}{MODEL} cannot be read: the certificate of 127.0.0.1 is not trusted "
+            "(self-signed certificate); if the server is your own, put the path of its authority's "
+            "certificate into SSL_CERT_FILE; if not, somebody may be in between"
         )
 
 
@@ -990,6 +991,18 @@ def test_environment_of_the_hub_is_heeded(hub: Hub, tmp_path: Path) -> None:
         "download the repository where there is a network and pass its id (org/name)",
         "False",
     ]
+
+
+def test_hub_whose_certificate_is_not_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(FileServer(), tmp_path / "certificate.pem") as there:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", there.address)
+        assert refusal_of("hf://org/model@v2") == (
+            "hf://org/model@v2 cannot be read: the certificate of the hub is not trusted "
+            "(self-signed certificate); if the server is your own, put the path of its authority's "
+            "certificate into SSL_CERT_FILE; if not, somebody may be in between"
+        )
 
 
 def test_hub_that_cannot_be_reached(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,7 @@ def test_a_planted_rank_is_found(shape, rank):
 @pytest.mark.parametrize("through_gram", [False, True])
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float32, torch.float64])
 def test_it_is_the_rank_that_torch_and_the_papers_script_find(dtype, through_gram, monkeypatch):
-    monkeypatch.setattr(spectra, "_SMALL", 0 if through_gram else 256)
+    monkeypatch.setattr(spectra, "SMALL", 0 if through_gram else 256)
     weight = (random(200, 120) * 0.02).to(dtype)
     update = low_rank(3, (200, 120)) * 1e-4 + random(200, 120, seed=5) * 2e-6
     tuned = (weight.double() + update.double()).to(dtype)
@@ -85,7 +85,7 @@ def test_the_tolerance_is_that_of_the_whole_matrix_also_where_rows_are_zero(off)
 
 @pytest.mark.parametrize("through_gram", [False, True])
 def test_the_stable_rank_of_noise_is_as_theory_has_it(through_gram, monkeypatch):
-    monkeypatch.setattr(spectra, "_SMALL", 0 if through_gram else 256)
+    monkeypatch.setattr(spectra, "SMALL", 0 if through_gram else 256)
     row = only(moved(random(150, 250) * 1e-3))
     expected = 150 * 250 / (math.sqrt(150) + math.sqrt(250)) ** 2
     assert row.stable_rank == pytest.approx(expected, rel=0.08)
@@ -453,7 +453,7 @@ def test_changes_beyond_float64_are_refused_by_that_name():
 @pytest.mark.parametrize("through_gram", [False, True])
 @pytest.mark.parametrize("size", [1e-300, 1e-160, 1e-20, 1.0, 1e160, 1e200, 1e300])
 def test_float64_updates_of_any_size_are_ranked(size, through_gram, monkeypatch):
-    monkeypatch.setattr(spectra, "_SMALL", 0 if through_gram else 256)
+    monkeypatch.setattr(spectra, "SMALL", 0 if through_gram else 256)
     update = low_rank(5, (40, 30)).double()
     base = torch.zeros(40, 30, dtype=torch.float64)
     row = only(open_pair({"w.weight": base}, {"w.weight": update * size}), effective=True)

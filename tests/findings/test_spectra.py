@@ -18,7 +18,7 @@ SHAPES = [(300, 300), (300, 700), (700, 300), (257, 260)]
 @pytest.fixture
 def large(monkeypatch):
     """Takes the way of large matrices, through a Gram matrix, also for small ones."""
-    monkeypatch.setattr(spectra, "_SMALL", 0)
+    monkeypatch.setattr(spectra, "SMALL", 0)
 
 
 def random(shape, seed=0):
@@ -154,12 +154,12 @@ def test_the_rank_is_that_of_torch_in_float64(rows, columns, rank, seed, through
     rank = min(rank, rows, columns)
     left, right = random((rows, rank), seed).double(), random((rank, columns), seed + 1).double()
     matrix = left @ right
-    before = spectra._SMALL
-    spectra._SMALL = 0 if through_gram else before
+    before = spectra.SMALL
+    spectra.SMALL = 0 if through_gram else before
     try:
         spectrum = Spectrum(matrix)
         # Of small matrices the tolerance is at the rounding of the squares: ask for more.
         found = spectrum.count_above(spectrum.largest() * 1e-5)
     finally:
-        spectra._SMALL = before
+        spectra.SMALL = before
     assert found == int(torch.linalg.matrix_rank(matrix, rtol=1e-5))

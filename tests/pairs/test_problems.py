@@ -195,6 +195,61 @@ def test_a_long_list_is_cut_and_every_kind_keeps_its_remedy() -> None:
     assert "\x1b" not in text
 
 
+def what_to_do(base: dict[str, torch.Tensor], tuned: dict[str, torch.Tensor]) -> list[str]:
+    """The lines of the message after the problems."""
+    with pytest.raises(PairMismatchError) as caught:
+        select(open_pair(base, tuned))
+    lines = [line.strip() for line in str(caught.value).splitlines()]
+    return lines[2 + len(caught.value.problems) :]
+
+
+MERGE = (
+    "to mend    an adapter is no model by itself: merge it (merge_and_unload), pass its directory "
+    "to open_pair(base, DIRECTORY), or open it with open_adapter(DIRECTORY, base); leave tensors "
+    "out with exclude="
+)
+
+
+@pytest.mark.parametrize("form", ["bare file", "in memory", "dora", "whole", "loha"])
+def test_an_adapter_is_to_be_merged_rather_than_renamed(form: str) -> None:
+    base = {"model.a.q.weight": torch.zeros(2, 2), "model.n.weight": torch.zeros(2)}
+    prefix = "base_model.model.model."
+    around = {
+        f"{prefix}a.q.base_layer.weight": torch.zeros(2, 2),
+        f"{prefix}n.weight": torch.zeros(2),
+    }
+    tuned = {
+        "bare file": {f"{prefix}a.q.lora_A.weight": torch.zeros(1, 2)},
+        "in memory": {**around, f"{prefix}a.q.lora_B.default.weight": torch.zeros(2, 1)},
+        "dora": {**around, f"{prefix}a.q.lora_magnitude_vector": torch.zeros(2)},
+        "whole": {f"{prefix}n.modules_to_save.default.weight": torch.zeros(2)},
+        "loha": {f"{prefix}a.q.hada_w1_a": torch.zeros(2, 2)},
+    }[form]
+    assert what_to_do(base, tuned) == [MERGE]
+
+
+def test_a_weight_that_is_called_like_an_adapter_is_renamed() -> None:
+    found = what_to_do({"w": torch.zeros(2), "v": torch.zeros(2)}, {"lora.w": torch.zeros(2)})
+    assert found[1].startswith("to mend    say with rename=")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("a.q.qweight", "a.q.qzeros", "a.q.scales"),
+        ("a.q.weight_packed", "a.q.weight_scale", "a.q.weight_shape"),
+        ("a.q_blocks", "a.q_scales"),
+        ("a.q.weight", "a.q.weight_scale_inv"),
+    ],
+)
+def test_quantised_on_one_side_is_to_be_dequantised(names: tuple[str, ...]) -> None:
+    tuned = {name: torch.zeros(2) for name in (*names, "n.weight")}
+    assert what_to_do({"a.q.weight": torch.zeros(2), "n.weight": torch.zeros(2)}, tuned) == [
+        "to mend    dequantise both sides before comparing them; fp8 and compressed-tensors files "
+        "are read through dequantised(PATH) in place of PATH; leave tensors out with exclude="
+    ]
+
+
 def test_the_same_advice_is_given_once_however_many_tensors_need_it() -> None:
     pair = open_pair(grown(64), grown(70))
     text = describe(pair.problems, pair="a -> b", total=3)

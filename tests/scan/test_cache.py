@@ -372,6 +372,10 @@ REMOTE = Remote("https://host/file", 5_000_000_000, 'etag "abc"', "")
         (((STAMP, REMOTE), ("digest",)), True),
         (((REMOTE._replace(version='etag W/"abc"'),), ("digest",)), False),
         (((REMOTE._replace(version="modified yesterday"),), ("digest",)), False),
+        (((REMOTE._replace(version='etag "674f2a10-12a05f200"'),), ("digest",)), False),  # nginx
+        (((REMOTE._replace(version='etag "12a05f200-5a1b2c3d4e5f6"'),), ("digest",)), False),
+        (((REMOTE._replace(version='etag "d41d8cd98f00b204-596"'),), ("digest",)), True),  # s3
+        (((REMOTE._replace(size=None),), ("digest",)), False),
         (((REMOTE._replace(version=None), REMOTE), ("digest",)), False),
         ((), False),
         (("digest",), False),
@@ -744,4 +748,7 @@ def test_a_remote_file_is_known_by_its_etag(
     Server.version = '"two"'
     assert [remote(server, files, kept) for _ in range(2)] == [(4, 0), (0, 4)]
     Server.version = 'W/"three"'  # need not change with every byte
+    assert [remote(server, files, kept) for _ in range(2)] == [(4, 0), (4, 0)]
+    size = (files / "tuned/model.safetensors").stat().st_size
+    Server.version = f'"674f2a10-{size:x}"'  # a date and the size: a copy may have the same
     assert [remote(server, files, kept) for _ in range(2)] == [(4, 0), (4, 0)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -12,17 +12,20 @@ from safetensors.torch import save_file
 from pytest_subnet import SubnetError, open_pair
 from pytest_subnet.checkpoints.base import Extent
 from pytest_subnet.checkpoints.files import FileReader
-from pytest_subnet.scan import PAPER, device_pipeline, kernels
+from pytest_subnet.scan import PAPER, SAME_BITS, device_pipeline, kernels, masking
 from pytest_subnet.scan.comparing import Compare
-from pytest_subnet.scan.device_pipeline import CompareOnGpu, comparing, gpu_of
+from pytest_subnet.scan.device_pipeline import CompareOnGpu, Lane, comparing, gpu_of
 from pytest_subnet.scan.gathering import scan
-from pytest_subnet.scan.torch_kernel import TorchKernel
+from pytest_subnet.scan.masking import CompareAndMark, choose_mask_kernel, mark
+from pytest_subnet.scan.torch_kernel import TorchKernel, TorchMaskKernel
 from pytest_subnet.scan.units import cut
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from pytest_subnet.pairs import ModelPair
+    from pytest_subnet.scan import Tolerance
     from pytest_subnet.scan.counters import Counters
     from pytest_subnet.scan.units import ScanUnit
 
@@ -45,24 +48,24 @@ def test_where_memory_is_short_pieces_are_smaller(
     monkeypatch: pytest.MonkeyPatch, room: int, piece: int
 ) -> None:
     monkeypatch.setattr(device_pipeline, "cores", lambda: 4)
-    monkeypatch.setattr(device_pipeline, "_Lane", lane_with_room_for(room))
-    assert device_pipeline._lane("cuda:0") == piece * MB
+    monkeypatch.setattr(device_pipeline, "Lane", lane_with_room_for(room))
+    assert device_pipeline.lane_on("cuda:0") == piece * MB
 
 
 def test_what_is_in_flight_is_bounded_on_any_number_of_cores(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(device_pipeline, "_Lane", lane_with_room_for(10**9))
+    monkeypatch.setattr(device_pipeline, "Lane", lane_with_room_for(10**9))
     for cores in (1, 2, 16, 100, 256):
         monkeypatch.setattr(device_pipeline, "cores", lambda cores=cores: cores)
-        assert 2 * cores * device_pipeline._lane("cuda:0") <= 512 * MB
+        assert 2 * cores * device_pipeline.lane_on("cuda:0") <= 512 * MB
 
 
 def test_no_memory_at_all_is_an_error_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_pipeline, "_Lane", lane_with_room_for(0))
+    monkeypatch.setattr(device_pipeline, "Lane", lane_with_room_for(0))
     monkeypatch.setattr(torch.cuda, "mem_get_info", {"cuda:1": (512, 85_000_000_000)}.get)
     with pytest.raises(SubnetError) as caught:
-        device_pipeline._lane("cuda:1")
+        device_pipeline.lane_on("cuda:1")
     assert str(caught.value) == (
         "no room to compare on cuda:1: 2 pieces of 1,048,576 bytes do not fit; 512 of its "
         "85,000,000,000 bytes are free; free some (torch.cuda.empty_cache()) or compare on the "
@@ -74,9 +77,9 @@ def test_another_error_of_the_device_is_raised_as_it_is(monkeypatch: pytest.Monk
     def broken(device: torch.device, nbytes: int) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(device_pipeline, "_Lane", broken)
+    monkeypatch.setattr(device_pipeline, "Lane", broken)
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        device_pipeline._lane("cuda:0")
+        device_pipeline.lane_on("cuda:0")
 
 
 @pytest.mark.parametrize(("has_triton", "work"), [(True, CompareOnGpu), (False, Compare)])
@@ -106,6 +109,90 @@ def test_runs_of_bytes_are_read_across_extents(tmp_path: Path) -> None:
                 into = bytearray(count)
                 device_pipeline._read(reader, extents, skip, memoryview(into))
                 assert list(into) == whole[skip : skip + count]
+
+
+DTYPES_OF_WEIGHTS = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
+
+
+def saved_pair(
+    tmp_path: Path, dtype: torch.dtype, random_words: Callable[..., tuple[torch.Tensor, ...]]
+) -> ModelPair:
+    shapes = {"a.weight": (70, 1001), "b.bias": (3,), "c.weight": (513, 200), "d.norm": (64,)}
+    for number, name in enumerate(("base", "tuned")):
+        tensors = {
+            key: random_words(dtype, shape, seed=seed)[number]
+            for seed, (key, shape) in enumerate(shapes.items())
+        }
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    return open_pair(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors")
+
+
+@pytest.mark.parametrize("tolerance", [SAME_BITS, PAPER])
+@pytest.mark.parametrize("dtype", DTYPES_OF_WEIGHTS)
+def test_masks_of_files_go_through_the_lanes(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    tolerance: Tolerance,
+    random_words: Callable[..., tuple[torch.Tensor, ...]],
+) -> None:
+    """A lane on the CPU stands for one on a GPU: its bytes are those that are compared."""
+    pair = saved_pair(tmp_path, dtype, random_words)
+    tolerances = (PAPER,)
+    plain = CompareAndMark(choose_mask_kernel(None), tolerances, tolerance, None, None)
+    through = CompareAndMark(TorchMaskKernel("cpu"), tolerances, tolerance, None, None, "cpu")
+    marked = []
+
+    class Noted(Lane):
+        def mark(self, unit: ScanUnit, *rest: Any) -> bool:
+            marked.append((unit.number, super().mark(unit, *rest)))
+            return marked[-1][1]
+
+    monkeypatch.setattr(masking, "is_gpu", lambda device: device == "cpu")
+    monkeypatch.setattr(masking, "lane_on", lambda device: Noted(torch.device(device), 256 * 1024))
+    units = [*cut(pair, range(4), 256 * 1024), *cut(pair, [0], MB)]
+    with plain.open() as expected, through.open() as got:
+        for unit in units:
+            one, other = expected(unit), got(unit)
+            assert [w.tolist() for w in one.words] == [w.tolist() for w in other.words]
+            assert (one.counters.integers == other.counters.integers).all()
+            for these, those in zip(one.strata, other.strata, strict=True):
+                assert these.tolist() == those.tolist()
+    fits = [unit.count * dtype.itemsize <= 256 * 1024 for unit in units]
+    assert [did for _, did in marked] == fits
+    assert fits.count(False) == (dtype.itemsize >= 4)  # that one is read and copied at once
+
+
+def test_what_is_cast_or_not_in_files_goes_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masking, "is_gpu", lambda device: True)
+    monkeypatch.setattr(masking, "lane_on", None)
+    tensors = [{"w": torch.full((70,), value)} for value in (1.0, 2.0)]
+    for options in ({}, {"as_dtype": "bfloat16"}):
+        (unit,) = cut(pair := open_pair(*tensors, **options), [0])
+        work = CompareAndMark(TorchMaskKernel("cpu"), (), SAME_BITS, pair.base, pair.tuned, "cpu")
+        with work.open() as compare:
+            assert compare(unit).counters.integers[0, 0] == 70
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("tolerance", [SAME_BITS, PAPER])
+@pytest.mark.parametrize("dtype", DTYPES_OF_WEIGHTS)
+def test_masks_from_files_are_those_of_the_cpu(
+    tmp_path: Path,
+    dtype: torch.dtype,
+    tolerance: Tolerance,
+    random_words: Callable[..., tuple[torch.Tensor, ...]],
+) -> None:
+    pair = saved_pair(tmp_path, dtype, random_words)
+    other = open_pair(pair.base, pair.tuned, device="cuda")
+
+    def marked(of: ModelPair) -> dict[tuple[int, int], list[int]]:
+        found: dict[tuple[int, int], list[int]] = {}
+        mark(of, range(4), tolerance, lambda *at: found.update({at[:2]: at[2].tolist()}))
+        return found
+
+    assert marked(other) == marked(pair)
 
 
 @pytest.mark.gpu

@@ -16,7 +16,7 @@ from pytest_subnet.checkpoints.dtypes import DTYPES
 from pytest_subnet.checkpoints.files import FileReader
 from pytest_subnet.scan import PAPER, SAME_BITS, Tolerance, bits_kernel, triton_kernel
 from pytest_subnet.scan.counters import Counters
-from pytest_subnet.scan.device_pipeline import _Lane
+from pytest_subnet.scan.device_pipeline import Lane
 from pytest_subnet.scan.found import Found
 from pytest_subnet.scan.numba_kernel import NumbaKernel
 from pytest_subnet.scan.torch_kernel import TorchMaskKernel
@@ -173,7 +173,7 @@ def test_pieces_from_files_give_the_counters_of_the_whole(tmp_path: Path) -> Non
     pair = open_pair(tmp_path / "base", tmp_path / "tuned")
     (unit,) = cut(pair, range(3))
     got, wanted = Counters(3, (PAPER,)), Counters(3, (PAPER,))
-    lane = _Lane(torch.device("cpu"), 256)
+    lane = Lane(torch.device("cpu"), 256)
     with FileReader() as reader:
         lane.compare(unit, reader, got)
     for row, segment in enumerate(unit.segments):

@@ -13,6 +13,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from pytest_subnet.checkpoints.dcp.boxes import Box, fault_in_cover
+from pytest_subnet.checkpoints.dcp.opcodes import HeavyTupleError, look_over
 from pytest_subnet.checkpoints.dtypes import DTYPES
 from pytest_subnet.checkpoints.files import refuse_pointer, unreadable
 from pytest_subnet.checkpoints.wording import broken, short
@@ -112,6 +113,16 @@ class _Place(_Record):
     __slots__ = ()
 
 
+def _size(numbers: object = ()) -> tuple[int, ...]:
+    """What stands for `torch.Size`: no tuple of anything else, so that it holds none."""
+    if not isinstance(numbers, tuple | list) or len(numbers) > _MOST_DIMENSIONS:
+        raise pickle.UnpicklingError("a size is no row of numbers")
+    if not all(type(each) is int for each in numbers):
+        raise pickle.UnpicklingError("a size is no row of numbers")
+    return tuple(numbers)
+
+
+_MOST_DIMENSIONS = 64
 _CHECKPOINT = "torch.distributed.checkpoint"
 _SHARDED = "torch.distributed._shard.sharded_tensor.metadata"  # of torch before 2.3
 _MEGATRON = "megatron.core.dist_checkpointing.strategies.torch"
@@ -129,7 +140,7 @@ _ALLOWED: dict[tuple[str, str], object] = {
     (_SHARDED, "MEM_FORMAT_ENCODING"): _Record,
     (_MEGATRON, "MCoreMetadata"): _Metadata,
     (_MEGATRON, "MCoreSavePlan"): _Record,
-    ("torch", "Size"): tuple,
+    ("torch", "Size"): _size,
     ("torch.serialization", "_get_layout"): _Record,
     ("collections", "OrderedDict"): dict,
     **{
@@ -182,9 +193,16 @@ def read_metadata(path: Path, is_wanted: Callable[[str, Keys], bool]) -> Descrip
         raise unreadable(path, error) from error
     refuse_pointer(path, raw)
     try:
+        look_over(raw)
         loaded: object = _Unpickler(raw, path).load()
     except CheckpointError:
         raise
+    except HeavyTupleError:
+        raise CheckpointError(
+            f"refusing to unpickle {safe(path)}: tuples are nested in it so that to look at one "
+            "could take for ever, which torch does not write; save it again with "
+            "torch.distributed.checkpoint, or as safetensors"
+        ) from None
     except Exception as error:
         # A damaged byte can lead pickle to any exception there is.
         broken(path, f"it is no pickle of metadata ({short(error) or type(error).__name__})")
@@ -221,7 +239,7 @@ def _paths(planner_data: object) -> dict[str, Keys]:
         name: tuple(map(str, path))
         for name, path in planner_data.items()
         if isinstance(path, tuple)
-        and all(isinstance(part, str | int) for part in path)
+        and all(isinstance(part, str) or (type(part) is int and abs(part) < 2**63) for part in path)
         and name == ".".join(map(str, path))
     }
 
@@ -290,7 +308,7 @@ def _chunk(metadata: _Reader, name: str, box: Box, itemsize: int, places: _Place
     file = metadata.field(place, "relative_path")
     if not isinstance(file, str) or not _is_plain(file):
         raise CheckpointError(
-            f"{safe(metadata.path)} points outside its directory: {short(name)} in {short(file)}; "
+            f"{safe(metadata.path)} points outside its directory: {short(name)} in {_told(file)}; "
             "a chunk is in a file beside it, this checkpoint was not written by a trainer"
         )
     transforms = metadata.field(place, "transform_descriptors")
@@ -298,7 +316,7 @@ def _chunk(metadata: _Reader, name: str, box: Box, itemsize: int, places: _Place
         listed = transforms if isinstance(transforms, list | tuple) else [transforms]
         raise CheckpointError(
             f"{safe(metadata.path)} stores {short(name)} through the extension "
-            f"{first_few([short(each) for each in listed])}, which cannot be read; save the "
+            f"{first_few([_told(each) for each in listed])}, which cannot be read; save the "
             "checkpoint without extensions"
         )
     start, nbytes = metadata.integers(
@@ -308,6 +326,11 @@ def _chunk(metadata: _Reader, name: str, box: Box, itemsize: int, places: _Place
     if nbytes < needed:
         metadata.refuse(f"gives {nbytes:,} bytes to a chunk of {short(name)} that takes {needed:,}")
     return Chunk(box, file, start, nbytes)
+
+
+def _told(value: object) -> str:
+    """A text of the file; what is none is not spelled out, it could be nested without an end."""
+    return short(value) if isinstance(value, str) else type(value).__name__.lstrip("_")
 
 
 def _is_plain(file: str) -> bool:

@@ -11,7 +11,7 @@ import re
 from bisect import bisect_right
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pytest_subnet.checkpoints.base import Checkpoint, Extent, TensorInfo
+from pytest_subnet.checkpoints.base import Extent, TensorInfo
 from pytest_subnet.checkpoints.dcp.boxes import Box, runs_between, start_of_run
 from pytest_subnet.checkpoints.dcp.chunks import load, locate
 from pytest_subnet.checkpoints.dcp.metadata import read_metadata
@@ -26,17 +26,19 @@ from pytest_subnet.checkpoints.files import (
 )
 from pytest_subnet.checkpoints.json_files import read_json
 from pytest_subnet.checkpoints.memory import is_extra_state
+from pytest_subnet.checkpoints.stamped import StampedCheckpoint
 from pytest_subnet.checkpoints.wording import short
 from pytest_subnet.errors import CheckpointError
 from pytest_subnet.text import first_few, plural, safe
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
 
+    from pytest_subnet.checkpoints.base import Checkpoint
     from pytest_subnet.checkpoints.dcp.metadata import Chunk, Description, StoredTensor
 
 _METADATA = ".metadata"
@@ -59,7 +61,7 @@ class _Tensor(NamedTuple):
     starts: tuple[int, ...] | None
 
 
-class DistributedCheckpoint(Checkpoint):
+class DistributedCheckpoint(StampedCheckpoint):
     """Weights that `torch.distributed.checkpoint` saved, sharded or not."""
 
     def __init__(self, directory: Path, *, label: str, config: Mapping[str, object]) -> None:
@@ -77,13 +79,14 @@ class DistributedCheckpoint(Checkpoint):
         if not described.tensors:
             raise _no_weights(path, described.others)
         prefix = _prefix(described)
-        self._digest = described.digest
+        self._digests = (described.digest,)
         self._files = _stamps(directory, described)
         self._stamps = (of_metadata, *self._files.values())
         self._tensors = dict(
             (name.removeprefix(prefix), _laid_out(name.removeprefix(prefix), stored))
             for name, stored in sorted(described.tensors.items(), key=_first_byte)
         )
+        self._infos = {name: tensor.info for name, tensor in self._tensors.items()}
         self._places: dict[Chunk, int | None] = {}
         self._kept: tuple[Chunk, NDArray[np.uint8]] | None = None
         self.label = label
@@ -96,30 +99,6 @@ class DistributedCheckpoint(Checkpoint):
     def __getstate__(self) -> dict[str, Any]:
         """Without what was loaded: it is quicker to load it again than to send it."""
         return {**self.__dict__, "_kept": None}
-
-    def names(self) -> Sequence[str]:
-        """All tensor names, in the order of their first bytes."""
-        return list(self._tensors)
-
-    def info(self, name: str) -> TensorInfo:
-        """What `.metadata` says of `name`."""
-        try:
-            return self._tensors[name].info
-        except KeyError:
-            raise self.unknown(name) from None
-
-    def identity(self) -> Hashable:
-        """The stamps of all files as they are now, and what `.metadata` was."""
-        return tuple(stamp(known.path) for known in self._stamps), self._digest
-
-    def identity_when_opened(self) -> Hashable:
-        """The same with the stamps that were taken when it was opened."""
-        return self._stamps, self._digest
-
-    def check_unchanged(self) -> None:
-        """Raise if any of the files was written to since."""
-        for known in self._stamps:
-            check_stamp(known)
 
     def extents(self, name: str, start: int, nbytes: int) -> Sequence[Extent] | None:
         """Where the bytes lie, chunk by chunk; None where chunks are not whole runs of them."""
@@ -306,6 +285,25 @@ def recognises(present: Sequence[str]) -> bool:
     return is_megatron or (_METADATA in present and not others)
 
 
+def is_file_of(name: str) -> bool:
+    """Whether a file of this name is a part of a distributed checkpoint.
+
+    >>> is_file_of(".metadata"), is_file_of("__3_0.distcp"), is_file_of("model.safetensors")
+    (True, True, False)
+    """
+    return name == _METADATA or name.endswith(_SUFFIX)
+
+
+def open_file(path: Path, label: str) -> Checkpoint:
+    """The checkpoint that a `.metadata` describes, whatever else is beside it."""
+    if path.name != _METADATA:
+        raise CheckpointError(
+            f"{safe(path)} holds chunks of a distributed checkpoint, and which ones is said in the "
+            f".metadata beside it; pass the directory, {safe(path.parent)}"
+        )
+    return _open(path.parent, names_in(path.parent), label)
+
+
 def open_directory(directory: Path, label: str) -> Checkpoint:
     """The checkpoint in `directory`; only `.metadata` is read."""
     present = names_in(directory)
@@ -316,6 +314,10 @@ def open_directory(directory: Path, label: str) -> Checkpoint:
             f"{safe(directory)} holds two checkpoints: {first_few([*weights[:1], *chunks[:1]])}; "
             "remove the stale one, or pass the file that counts"
         )
+    return _open(directory, present, label)
+
+
+def _open(directory: Path, present: Sequence[str], label: str) -> Checkpoint:
     if _MEGATRON in present:
         _check_backend(directory / _MEGATRON)
     if _METADATA not in present:

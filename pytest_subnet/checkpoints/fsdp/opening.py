@@ -7,18 +7,18 @@ import re
 from itertools import accumulate, chain
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_subnet.checkpoints.base import Checkpoint, Extent, TensorInfo
+from pytest_subnet.checkpoints.base import Extent, TensorInfo
 from pytest_subnet.checkpoints.dtypes import DTYPES
 from pytest_subnet.checkpoints.files import (
     FileReader,
     check_stamp,
     exists,
     names_in,
-    stamp,
 )
 from pytest_subnet.checkpoints.folders import whole_weights
 from pytest_subnet.checkpoints.fsdp.ranks import Part, Rank, Whole, place_in_mesh, read_rank
 from pytest_subnet.checkpoints.json_files import read_json
+from pytest_subnet.checkpoints.stamped import StampedCheckpoint
 from pytest_subnet.checkpoints.wording import short
 from pytest_subnet.errors import CheckpointError
 from pytest_subnet.text import first_few, plural, safe
@@ -26,6 +26,8 @@ from pytest_subnet.text import first_few, plural, safe
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from pytest_subnet.checkpoints.base import Checkpoint
 
 _SHARD = re.compile(r"model_world_size_([1-9][0-9]{0,5})_rank_(0|[1-9][0-9]{0,5})\.pt")
 
@@ -128,7 +130,7 @@ class _Piece(NamedTuple):
     shape: tuple[int, ...]
 
 
-class FsdpCheckpoint(Checkpoint):
+class FsdpCheckpoint(StampedCheckpoint):
     """Weights in one file for each rank of a training run with FSDP."""
 
     def __init__(self, paths: Sequence[Path], *, label: str, config: Mapping[str, object]) -> None:
@@ -159,30 +161,6 @@ class FsdpCheckpoint(Checkpoint):
             if len(ranks) > 1 and not whole.mesh:
                 self._refuse_different_copies(name, parts)
         self.ties = self._shared()
-
-    def names(self) -> Sequence[str]:
-        """All tensor names, in the order of the first rank's pickle."""
-        return list(self._infos)
-
-    def info(self, name: str) -> TensorInfo:
-        """Shape and dtype of the whole tensor."""
-        try:
-            return self._infos[name]
-        except KeyError:
-            raise self.unknown(name) from None
-
-    def identity(self) -> Hashable:
-        """The stamps of the files as they are now."""
-        return tuple(stamp(known.path) for known in self._stamps)
-
-    def identity_when_opened(self) -> Hashable:
-        """The stamps that were taken before each file was read."""
-        return self._stamps
-
-    def check_unchanged(self) -> None:
-        """Raise if a file was written to since."""
-        for known in self._stamps:
-            check_stamp(known)
 
     def extents(self, name: str, start: int, nbytes: int) -> Sequence[Extent] | None:
         """A run for each rank; None where the ranks do not hold rows one after the other."""

@@ -15,7 +15,7 @@ from pytest_subnet.errors import CheckpointError
 from pytest_subnet.text import first_few, safe, spell_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     import torch
 
@@ -59,6 +59,7 @@ class CompressedCheckpoint(CheckpointView):
         """
         super().__init__(inner)
         self._converter = _converter(inner)
+        self._reading = str(self._converter.quant_config)
         self._parts = _parts(inner, self._converter)
         hidden = {part for parts in self._parts.values() for part in parts}
         self._infos: dict[str, TensorInfo] = {}
@@ -77,17 +78,6 @@ class CompressedCheckpoint(CheckpointView):
             f"{safe(inner.label)}: dequantised by compressed-tensors to float32: which weights "
             "moved is partly the quantiser's doing",
         )
-
-    def names(self) -> Sequence[str]:
-        """The names of weights, and of what is not compressed."""
-        return list(self._infos)
-
-    def info(self, name: str) -> TensorInfo:
-        """Shape and dtype after dequantisation."""
-        try:
-            return self._infos[name]
-        except KeyError:
-            raise self.unknown(name) from None
 
     def extents(self, name: str, start: int, nbytes: int) -> Sequence[Extent] | None:
         """Where a tensor that is stored as it is lies; None for others."""
@@ -111,14 +101,6 @@ class CompressedCheckpoint(CheckpointView):
 
         made = self._made.get(name, self.info(name).nbytes, lambda: self._dequantise(name))
         torch.frombuffer(buffer, dtype=torch.uint8).copy_(made[start : start + len(buffer)])
-
-    def identity(self) -> Hashable:
-        """As of any view; another scheme gives other values."""
-        return str(self._converter.quant_config), super().identity()
-
-    def identity_when_opened(self) -> Hashable:
-        """Likewise."""
-        return str(self._converter.quant_config), super().identity_when_opened()
 
     def _dequantise(self, name: str) -> torch.Tensor:
         """The bytes of a weight in float32."""

@@ -17,7 +17,7 @@ from pytest_subnet.errors import CheckpointError
 from pytest_subnet.text import first_few, safe, spell_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     import torch
 
@@ -45,6 +45,7 @@ class Fp8BlocksCheckpoint(CheckpointView):
         super().__init__(inner)
         self._scales = _scales(inner)
         self._block, disagreement = _block_size(inner, self._scales)
+        self._reading = self._block
         hidden = set(self._scales.values())
         self._infos = {
             name: _as_float32(inner.info(name)) if name in self._scales else inner.info(name)
@@ -58,17 +59,6 @@ class Fp8BlocksCheckpoint(CheckpointView):
             "float32: which weights moved is partly the quantiser's doing",
             *disagreement,
         )
-
-    def names(self) -> Sequence[str]:
-        """All tensor names but those of scales."""
-        return list(self._infos)
-
-    def info(self, name: str) -> TensorInfo:
-        """Shape and dtype after dequantisation."""
-        try:
-            return self._infos[name]
-        except KeyError:
-            raise self.unknown(name) from None
 
     def extents(self, name: str, start: int, nbytes: int) -> Sequence[Extent] | None:
         """Where a tensor that is stored as it is lies; None for others."""
@@ -117,14 +107,6 @@ class Fp8BlocksCheckpoint(CheckpointView):
             }
         )["linear.weight"]
         return made.contiguous().cpu()
-
-    def identity(self) -> Hashable:
-        """As of any view; other blocks give other values."""
-        return self._block, super().identity()
-
-    def identity_when_opened(self) -> Hashable:
-        """Likewise."""
-        return self._block, super().identity_when_opened()
 
 
 def _as_float32(info: TensorInfo) -> TensorInfo:

@@ -19,6 +19,7 @@ import importlib
 import ipaddress
 import os
 import re
+import ssl
 import threading
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -210,6 +211,7 @@ def _answer(
             )
             response = client().send(request, stream=True)
         except httpx.TransportError as error:
+            refuse_untrusted(file, url.host, error)
             raise Interrupted(_spell(error)) from None
         try:
             if response.has_redirect_location:
@@ -334,8 +336,21 @@ def _spell(error: Exception) -> str:
     if isinstance(error, httpx.TimeoutException):
         return "the server did not answer in time"
     if isinstance(error, httpx.ConnectError | httpx.ProxyError):
-        return "no connection to the server, or none that is trusted"
+        return "no connection to the server"
     return "the connection was dropped"
+
+
+def refuse_untrusted(file: RemoteFile, host: str, error: Exception) -> None:
+    """Raise if a connection failed for the certificate of `host`: it is the same the next time."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            raise CheckpointError(
+                f"{file} cannot be read: the certificate of {short(host)} is not trusted "
+                f"({short(cause.verify_message)}); if the server is your own, put the path of its "
+                "authority's certificate into SSL_CERT_FILE; if not, somebody may be in between"
+            ) from None
+        cause = cause.__cause__ or cause.__context__
 
 
 _moved: dict[str, httpx2.URL] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pytest_subnet.checkpoints.remote.http_ranges import BUSY, transport_errors
+from pytest_subnet.checkpoints.remote.http_ranges import BUSY, refuse_untrusted, transport_errors
 from pytest_subnet.checkpoints.remote.ranges import Interrupted, persist
 from pytest_subnet.checkpoints.remote.urls import RemoteFile
 from pytest_subnet.errors import CheckpointError
@@ -92,7 +92,8 @@ def _ask(given: RemoteFile) -> tuple[Any, Any]:
         if error.response.status_code in BUSY:
             raise Interrupted(f"the hub answered {error.response.status_code}") from None
         raise _no_repository(given) from None
-    except transport_errors():
+    except transport_errors() as error:
+        refuse_untrusted(given, "the hub", error)
         raise Interrupted("the hub cannot be reached (HF_ENDPOINT says where it is)") from None
     except ValueError:
         raise unspelled from None

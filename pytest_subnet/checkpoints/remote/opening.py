@@ -18,7 +18,7 @@ from pytest_subnet.checkpoints.header import header_length, tensors_in
 from pytest_subnet.checkpoints.json_files import DuplicateNameError, parse_unique
 from pytest_subnet.checkpoints.remote import ranges
 from pytest_subnet.checkpoints.remote.ranges import AbsentError, Look, RefusedError, changed, look
-from pytest_subnet.checkpoints.remote.urls import RemoteFile, is_url, masked
+from pytest_subnet.checkpoints.remote.urls import RemoteFile, identifies, is_url, masked
 from pytest_subnet.checkpoints.sharded import check_shards, refuse_unlisted, shards_in
 from pytest_subnet.checkpoints.wording import short
 from pytest_subnet.errors import CheckpointError
@@ -343,11 +343,11 @@ def _json(file: RemoteFile, *, unique: bool = False) -> dict[str, object]:
 def _stamp(file: RemoteFile) -> tuple[str, int | None, str | None, str]:
     """What a cache may keep of a file: no secret, and enough to tell it from any other.
 
-    A strong etag and the path say which file it is. A date or a size do not, where the query
-    chooses the file; the query itself may hold a secret.
+    An etag that identifies it and the path say which file it is. A date or a size do not, where the
+    query chooses the file; the query itself may hold a secret.
     """
-    strong = (file.version or "").startswith("etag ") and "W/" not in (file.version or "")
-    secret = "" if strong else hashlib.sha256(file.address.encode()).hexdigest()[:16]
+    known = identifies(file.version, file.size)
+    secret = "" if known else hashlib.sha256(file.address.encode()).hexdigest()[:16]
     return masked(file.address), file.size, file.version, secret
 
 

@@ -50,6 +50,26 @@ def masked_text(text: str) -> str:
     return _URL.sub(lambda found: masked(found[0]), text)
 
 
+def identifies(version: str | None, size: int | None) -> bool:
+    """Whether a server's word for the version of a file is another one for any other content.
+
+    A date is not, nor is a weak etag, nor an etag that is made of date and size, as nginx and
+    Apache make them: a copy that keeps the date has the same one.
+
+    Args:
+        version: as `RemoteFile.version`.
+        size: the bytes of the file; None where they are not known, and nothing identifies it then.
+
+    >>> identifies('etag "5f3c1a9e"', 16), identifies('etag W/"5f3c1a9e"', 16)
+    (True, False)
+    >>> identifies('etag "674f2a10-10"', 16)  # seconds and size, in hexadecimal
+    False
+    """
+    kind, _, etag = (version or "").partition(" ")
+    parts = etag.strip('"').split("-")
+    return kind == "etag" and "W/" not in etag and size is not None and f"{size:x}" not in parts
+
+
 class RemoteFile(str):
     """The address of one file, and what is known of the file.
 
