@@ -10,15 +10,20 @@ stands for anything.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import doctest
 import functools
+import io
 import json
 import os
 import re
+import runpy
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -29,12 +34,21 @@ from sybil.parsers.rest import DocTestParser
 
 pytest_plugins = ["pytester"]
 
-_COMMANDS = {
-    "python ": f"{sys.executable} ",
-    "pytest ": f"{sys.executable} -m pytest -p no:cacheprovider ",
+_TOOLS = {
+    "python": sys.executable,
+    "pytest": f"{sys.executable} -m pytest -p no:cacheprovider",
+    "pytest-subnet": f"{sys.executable} -m pytest_subnet.cli",
 }
-_TOOLS = re.compile("^(python|pytest) ")
+_TOOL = re.compile(rf"^({'|'.join(_TOOLS)})(?= )")
+_HERE = re.compile(r"(pytest|python \w+\.py)( [^|&;<>$]*)?")
+# The second would collect garbage five times at the end of each run.
+_HERE_WITHOUT = ["-p", "no:cacheprovider", "-p", "no:unraisableexception"]
+_UNNEEDED = "-p no:hypothesispytest -p no:anyio"  # plugins that take long to import
 _FILE_NAME = re.compile(r"# ([\w./-]+\.(?:py|toml|ini))\n")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--inside", default="", help="options of each pytest that runs inside pytest")
 
 
 def make_pair(root: Path) -> None:
@@ -169,20 +183,56 @@ def _run_console(example: Example) -> None:
     for part in example.parsed.strip().split("$ ")[1:]:
         first, *expected = part.strip().splitlines()
         command = first.removesuffix("  # fails")
-        finished = subprocess.run(
-            _TOOLS.sub(lambda tool: _COMMANDS[tool[0]], command),
-            shell=True,
-            capture_output=True,
-            text=True,
-            env={**os.environ, "COLUMNS": "200"},
-        )
-        printed = finished.stdout + finished.stderr
-        assert (finished.returncode != 0) == (first != command), printed
+        run = _run_here if _HERE.fullmatch(command) else _run_apart
+        status, printed = run(command)
+        assert (status != 0) == (first != command), printed
         lines = iter(printed.splitlines())
         for line in expected:
             assert any(fnmatchcase(each, _pattern(line)) for each in lines), (
                 f"{line!r}\n\n{printed}"
             )
+
+
+def _run_here(command: str) -> tuple[int, str]:
+    """`pytest …` or `python file.py` in this process, which has imported all that takes long."""
+    tool, *arguments = shlex.split(command)
+    printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    modules, paths, argv = set(sys.modules), sys.path[:], sys.argv
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(printed),
+        warnings.catch_warnings(),
+    ):
+        patch.setenv("COLUMNS", "200")
+        warnings.resetwarnings()
+        try:
+            if tool == "pytest":
+                status = int(pytest.main([*_HERE_WITHOUT, *arguments]))
+            else:
+                sys.argv = arguments
+                sys.path.insert(0, str(Path.cwd()))
+                runpy.run_path(arguments[0], run_name="__main__")
+                status = 0
+        finally:
+            sys.path[:], sys.argv = paths, argv
+            for name in set(sys.modules) - modules:
+                file = getattr(sys.modules[name], "__file__", None)
+                if file and Path(file).is_relative_to(Path.cwd()):
+                    del sys.modules[name]
+    printed.seek(0)
+    return status, printed.read()
+
+
+def _run_apart(command: str) -> tuple[int, str]:
+    finished = subprocess.run(
+        _TOOL.sub(lambda tool: _TOOLS[tool[1]], command),
+        shell=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "200", "PYTEST_ADDOPTS": _UNNEEDED},
+    )
+    return finished.returncode, finished.stdout + finished.stderr
 
 
 def _pattern(line: str) -> str:

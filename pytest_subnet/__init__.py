@@ -17,9 +17,12 @@ if TYPE_CHECKING:
     from pytest_subnet.errors import PairMismatchError as PairMismatchError
     from pytest_subnet.errors import SelectionError as SelectionError
     from pytest_subnet.errors import SubnetError as SubnetError
+    from pytest_subnet.errors import VacuousBoundWarning as VacuousBoundWarning
     from pytest_subnet.findings.dynamics import assert_step_sparsity as assert_step_sparsity
     from pytest_subnet.findings.dynamics import assert_update_dynamics as assert_update_dynamics
     from pytest_subnet.findings.dynamics import update_dynamics as update_dynamics
+    from pytest_subnet.findings.interface import assert_same_interface as assert_same_interface
+    from pytest_subnet.findings.interface import same_interface as same_interface
     from pytest_subnet.findings.movement import assert_finite as assert_finite
     from pytest_subnet.findings.movement import assert_frozen as assert_frozen
     from pytest_subnet.findings.movement import assert_max_change as assert_max_change
@@ -60,8 +63,15 @@ _WHERE = {
     "checkpoints.base": ("Checkpoint",),
     "checkpoints.opening": ("open_checkpoint",),
     "checkpoints.quantised.opening": ("dequantised",),
-    "errors": ("CheckpointError", "PairMismatchError", "SelectionError", "SubnetError"),
+    "errors": (
+        "CheckpointError",
+        "PairMismatchError",
+        "SelectionError",
+        "SubnetError",
+        "VacuousBoundWarning",
+    ),
     "findings.dynamics": ("assert_step_sparsity", "assert_update_dynamics", "update_dynamics"),
+    "findings.interface": ("assert_same_interface", "same_interface"),
     "findings.movement": (
         "assert_finite",
         "assert_frozen",

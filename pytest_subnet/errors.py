@@ -57,6 +57,20 @@ class Problem:
     text: str
 
 
+class VacuousBoundWarning(UserWarning):
+    """An assertion passed, and one of its bounds could not have failed it, whatever was measured.
+
+    `--subnet-strict` makes it an error; so does `-W error::pytest_subnet.VacuousBoundWarning`.
+
+    >>> import warnings
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     result = assert_update_sparsity(pair, at_least=0)
+    >>> print(caught[0].message)
+    assert_update_sparsity: at_least=0 is no bound, nothing is below 0; say what is too little: ...
+    """
+
+
 class PairMismatchError(SubnetError):
     """Base and tuned cannot be compared tensor by tensor.
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
 from pytest_subnet.devices import follows
 from pytest_subnet.errors import SubnetError
+from pytest_subnet.gating.baseline_use import passed_key
 from pytest_subnet.marker import what_is_wrong_with
 from pytest_subnet.opened import chosen_device, opened_key
 from pytest_subnet.reports.terminal import say
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from pytest_subnet.checkpoints.opening import Source
+    from pytest_subnet.gating.baselines import Baseline
     from pytest_subnet.pairs import ModelPair
     from pytest_subnet.pairs.causal_lm import CausalLMPair
     from pytest_subnet.pairs.opening import Rename, Vocab
@@ -221,3 +223,25 @@ def record_update(pytestconfig: pytest.Config) -> RecordUpdate:
         return recorder.record_update(model, keep_on=keep_on, tolerances=tolerances)
 
     return record_update
+
+
+@pytest.fixture
+def subnet_baseline(request: pytest.FixtureRequest) -> Iterator[Baseline]:
+    """Holds a result to the one recorded in the repository, in `subnet_baselines/` beside the test.
+
+    `--subnet-write-baselines` records it, when the test has passed. How far each number may be from
+    the recorded one has no default: no two trainings give the same counts.
+
+        def test_release(model_pair, subnet_baseline):
+            result = assert_update_sparsity(model_pair, at_least=0.7)
+            subnet_baseline.check(result, within={"sparsity": 0.02})
+    """
+    from pytest_subnet.gating.baselines import Baseline
+
+    baseline = Baseline(request.node)
+    yield baseline
+    if request.node.stash.get(passed_key, False):
+        try:
+            baseline.write()
+        except SubnetError as error:
+            _fail(error)

@@ -15,12 +15,16 @@ from pytest_subnet.fixtures import (
     open_model_pair,
     open_trajectory,
     record_update,
+    subnet_baseline,
     subnet_device,
 )
+from pytest_subnet.gating.baseline_use import BaselineUse, refuse_writing
+from pytest_subnet.gating.policies import collect_policy
+from pytest_subnet.gating.strict import be_strict
 from pytest_subnet.marker import MARKER, parametrize_marked, refuse_ignored_mark
 from pytest_subnet.opened import Opened, opened_key
 from pytest_subnet.recording import recording_to
-from pytest_subnet.reports.properties import PropertySink
+from pytest_subnet.reports.collecting import collect_run, sink_for
 from pytest_subnet.reports.session import SessionReport, WorkerTables, report_key
 from pytest_subnet.reports.terminal import TerminalStream, write_summary
 from pytest_subnet.settings import add_options, read_settings, settings_key
@@ -28,6 +32,7 @@ from pytest_subnet.tracebacks import end_at_caller
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+    from pathlib import Path
 
 __all__ = [
     "causal_lm_pair",
@@ -35,6 +40,7 @@ __all__ = [
     "open_model_pair",
     "open_trajectory",
     "record_update",
+    "subnet_baseline",
     "subnet_device",
 ]
 
@@ -48,15 +54,25 @@ def pytest_configure(config: pytest.Config) -> None:
     """Check the settings, register the marker, and listen to xdist's workers, if any."""
     config.addinivalue_line("markers", MARKER)
     config.stash[settings_key] = read_settings(config)
+    refuse_writing(config)
     config.stash[report_key] = SessionReport()
     config.stash[opened_key] = Opened(config)
+    if config.stash[settings_key].strict:
+        be_strict(config, fixtures=__all__)
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(WorkerTables(config.stash[report_key]), "subnet-workers")
+    config.pluginmanager.register(BaselineUse(config), "subnet-baselines")
+    collect_run(config, fixtures={*__all__} - {"subnet_device"})
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
     """Show the settings that change a verdict."""
     return config.stash[settings_key].header()
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    """Collect policies: gates in TOML."""
+    return collect_policy(file_path, parent)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -74,7 +90,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Collect what the test measures, and let progress bars reach the terminal."""
     with (
-        recording_to(PropertySink(item.user_properties)),
+        recording_to(sink_for(item)),
         progress.shown_on(None if follows() else TerminalStream.of(item.config)),
     ):
         return (yield)
@@ -101,4 +117,5 @@ def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
     """Show what moved, whether the tests passed or failed."""
-    write_summary(terminalreporter, config.stash[report_key].tables())
+    tables = config.stash[report_key].tables()
+    write_summary(terminalreporter, tables, verbose=config.get_verbosity() > 0)

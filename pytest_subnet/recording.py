@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 
 class Recordable(Protocol):
@@ -18,6 +18,19 @@ class Recordable(Protocol):
 
     def to_dict(self) -> dict[str, object]:
         """The result as plain JSON types, with its finding under `"finding"`."""
+        ...
+
+
+class Traceable(Recordable, Protocol):
+    """A result that says which checkpoints it is of, as a baseline needs it."""
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Of the content of each checkpoint, 32 hexadecimal digits, by what it is in the result.
+
+        Those whose names start with `base` are what was tuned: a number of another base is another
+        number. Each may be taken when it is asked for.
+        """
         ...
 
 

@@ -65,6 +65,8 @@ class Settings:
             parts.append(f"engine {self.engine}")
         if self.tolerances:
             parts.append("also counting " + ", ".join(map(safe, self.tolerances)))
+        if self.strict:
+            parts.append("strict")
         return f"subnet: {', '.join(parts)}" if parts else None
 
     def missing(self) -> str:
@@ -213,7 +215,9 @@ def locate(source: str, start: Path) -> str:
         return source
     path = start / os.path.expanduser(source)  # noqa: PTH111 - pathlib's raises for "~nobody"
     if os.path.exists(path):  # noqa: PTH110 - pathlib's raises for a name that is too long
-        return str(path)
+        plain = os.path.normpath(path)  # but "link/.." is not where it seems to be
+        same = os.path.exists(plain) and os.path.samefile(plain, path)  # noqa: PTH110, PTH121
+        return plain if same else str(path)
     from pytest_subnet.checkpoints.hub import parse_hub_id
 
     return source if parse_hub_id(source) else str(path)

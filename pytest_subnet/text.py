@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,6 +13,21 @@ _LONGEST = 300
 """What is left of a name on the terminal: more than the paths of real checkpoints take."""
 _COMPARED = 500
 """Names that a wrong one is compared with letter by letter, at up to a millisecond each."""
+
+_ADDRESS = re.compile(r"(?<![A-Za-z0-9+.-])([A-Za-z][A-Za-z0-9+.-]*://)(\S+)")
+_HOST = re.compile(r"\[.*|[^:]*(:\d*)?\W*")
+_QUERY = re.compile(r"[?#][^\s'\"<>()]*")
+_SECRETS = (
+    re.compile(r"(?<![A-Za-z0-9])(hf_|api_org_)[A-Za-z0-9]{16,}"),
+    re.compile(r"(?i)\b((?:bearer|basic)\s+)(?=\S*\d)[\w.~+/=-]{8,}"),
+    re.compile(
+        r"([?&](?i:[\w.-]{0,80}(?:token|secret|passw|signature|credential|key)"
+        r"[\w.-]{0,80}|sig)="
+        r"|\b[A-Z0-9_]{0,80}(?:TOKEN|SECRET|PASSWORD|API_KEY)[A-Z0-9_]{0,80}=['\"]?)[^\s&#;,'\"<>()]+"
+    ),
+)
+_MARKS = ("://", "hf_", "api_org_", "=", "earer", "asic", "EARER", "ASIC")
+"""One of them is in every text that one of these patterns finds; most texts have none."""
 
 
 def printable(name: object) -> str:
@@ -37,6 +53,34 @@ def safe(name: object) -> str:
     text = str(name)
     half = _LONGEST // 2
     return printable(text if len(text) <= _LONGEST else f"{text[:half]}…{text[1 - half :]}")
+
+
+def redacted(text: str) -> str:
+    """`text` without what must not leave this machine: tokens, passwords, signatures.
+
+    Addresses lose user, password, query and fragment; a path that only looks like one loses no more
+    than its query.
+
+    >>> redacted("cannot read https://me:secret@host/run/model.safetensors?X-Amz-Signature=f00")
+    'cannot read https://host/run/model.safetensors'
+    >>> redacted("HF_TOKEN=hf_AbCdEfGhIjKlMnOpQrStUvWx and hf_AbCdEfGhIjKlMnOpQrStUvWx")
+    'HF_TOKEN=… and hf_…'
+    """
+    if any(mark in text for mark in _MARKS):
+        text = _ADDRESS.sub(lambda found: found[1] + _public(found[2]), text)
+        for secret in _SECRETS:
+            text = secret.sub(r"\1…", text)
+    return text
+
+
+def _public(address: str) -> str:
+    """What may be shown of an address behind its `://`."""
+    authority = re.split(r"[/?#]", address, maxsplit=1)[0]
+    if "@" in authority:
+        address = authority.rpartition("@")[2] + address[len(authority) :]
+    elif "@" in address and not _HOST.fullmatch(authority):
+        return "…"  # a password that was not escaped: where it ends is not known
+    return _QUERY.sub("", address)
 
 
 def percent(fraction: float, digits: int = 2) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from numbers import Real
 
+from pytest_subnet.errors import VacuousBoundWarning
 from pytest_subnet.scan.tolerance import Tolerance
 
 
@@ -45,6 +47,29 @@ def check_message(message: object) -> None:
         raise TypeError(
             f"message={message!r} is not a function from the default text to the text to raise"
         )
+
+
+def warn_of_vacuous(assertion: str, **bounds: float | None) -> None:
+    """Warn at the user's line of bounds that nothing could have failed; for one that passed.
+
+    Called by the assertion itself, last: where it fails, there is nothing to be warned of.
+
+    Args:
+        assertion: its name.
+        bounds: shares in [0, 1] and other numbers of at least 0, by the name of their keyword;
+            `max_…`, `at_most` and `band` are limits from above, all others from below.
+    """
+    __tracebackhide__ = True
+    for name, value in bounds.items():
+        from_above = name.startswith(("max_", "at_most", "band"))
+        if value is None or value != (1 if from_above else 0):
+            continue
+        if from_above:
+            why = "nothing is above 1; say what is too much: a number below 1"
+        else:
+            why = "nothing is below 0; say what is too little: a number above 0"
+        text = f"{assertion}: {name}={value!r} is no bound, {why}"
+        warnings.warn(text, VacuousBoundWarning, stacklevel=3)
 
 
 def _check_number(name: str, value: object) -> None:

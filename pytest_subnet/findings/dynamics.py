@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_subnet.errors import SelectionError
-from pytest_subnet.findings.bounds import check_fraction, check_message, check_tolerance
+from pytest_subnet.findings.bounds import (
+    check_fraction,
+    check_message,
+    check_tolerance,
+    warn_of_vacuous,
+)
 from pytest_subnet.findings.dynamics_result import (
     BAND,
     DynamicsStep,
@@ -20,6 +25,7 @@ from pytest_subnet.findings.dynamics_texts import (
     too_few_never,
     too_many,
 )
+from pytest_subnet.findings.fingerprints import of_sides
 from pytest_subnet.findings.result import Coverage, Message, reworded
 from pytest_subnet.recording import record
 from pytest_subnet.scan.following import follow
@@ -145,7 +151,7 @@ def _tensor(trajectory: Trajectory, known: Diary, row: int, tolerance: Tolerance
 def _cover(
     trajectory: Trajectory, tensors: Sequence[TensorDynamics], tolerance: Tolerance
 ) -> Coverage:
-    first = trajectory.pairs[0]
+    first, last = trajectory.pairs[0], trajectory.pairs[-1]
     notes = [note for pair in trajectory.pairs for note in pair.notes]
     # A start and a checkpoint of one dtype need no cast where other checkpoints do.
     notes = [note for note in notes if not note.startswith("0 tensors cast")]
@@ -163,6 +169,9 @@ def _cover(
         tensors_total=sum(tensor.is_weight for tensor in first.tensors),
         numel=sum(tensor.numel for tensor in tensors),
         notes=tuple(dict.fromkeys(notes)),
+        fingerprints=of_sides(
+            {"base": (first, first.base), "tuned": (last, last.tuned)},
+        ),
     )
 
 
@@ -261,6 +270,13 @@ def assert_update_dynamics(
         text = _not_level_by(result, level_by, band)
     if text is not None:
         raise AssertionError(reworded(text, message))
+    warn_of_vacuous(
+        "assert_update_dynamics",
+        min_never=min_never,
+        max_cancelled=max_cancelled,
+        max_final=max_final,
+        band=None if level_by is None else band,
+    )
     return result
 
 
@@ -330,4 +346,5 @@ def assert_step_sparsity(
         text = step_too_dense(result, at_least)
     if text is not None:
         raise AssertionError(reworded(text, message))
+    warn_of_vacuous("assert_step_sparsity", at_least=at_least)
     return result

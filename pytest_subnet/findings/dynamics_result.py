@@ -9,6 +9,8 @@ from pytest_subnet.tables import table
 from pytest_subnet.text import facts, percent, plural, safe
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pytest_subnet.findings.result import Coverage
     from pytest_subnet.scan.tolerance import Tolerance
 
@@ -171,6 +173,11 @@ class UpdateDynamics:
     def tolerance(self) -> Tolerance:
         """Under which an entry counts as updated."""
         return self.coverage.tolerance
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Of the first checkpoint and the last; each is taken when it is asked for."""
+        return self.coverage.fingerprints
 
     @property
     def nothing_moved(self) -> bool:

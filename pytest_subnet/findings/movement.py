@@ -11,6 +11,7 @@ from pytest_subnet.findings.bounds import (
     check_limit,
     check_message,
     check_tolerance,
+    warn_of_vacuous,
 )
 from pytest_subnet.findings.movement_texts import not_finite, not_frozen, not_updated, too_far
 from pytest_subnet.findings.precision import movable_shares
@@ -30,7 +31,7 @@ from pytest_subnet.tables import table
 from pytest_subnet.text import facts, first_few, percent, plural
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from pytest_subnet.pairs import ModelPair
     from pytest_subnet.pairs.selection import Patterns
@@ -68,6 +69,11 @@ class UpdateMovement:
     def tolerance(self) -> Tolerance:
         """Under which an entry counts as updated."""
         return self.coverage.tolerance
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Of the content of base and tuned; each is taken when it is asked for."""
+        return self.coverage.fingerprints
 
     @property
     def updated(self) -> int:
@@ -319,6 +325,7 @@ def assert_updated(
         movable = _movable(pair, still or sparse)
         text = not_updated(result, still, sparse, at_least, movable)
         raise AssertionError(reworded(text, message))
+    warn_of_vacuous("assert_updated", at_least=at_least)
     return result
 
 

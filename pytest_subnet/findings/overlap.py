@@ -10,8 +10,10 @@ from pytest_subnet.findings.bounds import (
     check_limit,
     check_message,
     check_tolerance,
+    warn_of_vacuous,
 )
 from pytest_subnet.findings.chance import odds_ratio
+from pytest_subnet.findings.fingerprints import of_masks
 from pytest_subnet.findings.overlap_counts import (
     chance_of,
     columns,
@@ -150,6 +152,7 @@ def _measured(masks: Masks, null: str | None, *, exponents: bool) -> MaskOverlap
             )
             for index, row in enumerate(rows)
         ),
+        fingerprints=of_masks(masks.a.origin, masks.b.origin),
     )
 
 
@@ -273,6 +276,13 @@ def assert_mask_overlap(
         text = jaccard_above(result, max_jaccard)
     if text is not None:
         raise AssertionError(reworded(text, message))
+    warn_of_vacuous(
+        "assert_mask_overlap",  # kappa can be below 0
+        min_lift=min_lift,
+        min_jaccard=min_jaccard,
+        min_one_sided=min_one_sided,
+        max_jaccard=max_jaccard,
+    )
     return result
 
 

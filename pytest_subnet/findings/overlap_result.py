@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from pytest_subnet.findings.chance import Interval, lift_interval
 from pytest_subnet.findings.result import finite_or_none
 from pytest_subnet.tables import table
 from pytest_subnet.text import facts, percent
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class TensorOverlap(NamedTuple):
@@ -89,6 +92,8 @@ class MaskOverlap:
             that changed counts as updated; None where `a` is a mask or a file, which do not know.
         nonfinite_b: likewise.
         per_tensor: the same tensor by tensor, as `TensorOverlap`.
+        fingerprints: of the bases and the tuned checkpoints of both masks (`base_a`, …), empty
+            where a mask does not know; each is taken when it is asked for.
     """
 
     null: str | None
@@ -111,6 +116,7 @@ class MaskOverlap:
     nonfinite_a: int | None
     nonfinite_b: int | None
     per_tensor: tuple[TensorOverlap, ...]
+    fingerprints: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def one_sided_a(self) -> float:

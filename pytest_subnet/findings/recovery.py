@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pytest_subnet.checkpoints.opening import open_checkpoint
 from pytest_subnet.errors import SelectionError, SubnetError
-from pytest_subnet.findings.bounds import check_fraction, check_limit, check_message
+from pytest_subnet.findings.bounds import (
+    check_fraction,
+    check_limit,
+    check_message,
+    warn_of_vacuous,
+)
 from pytest_subnet.findings.recovery_counts import ThreeAligned
 from pytest_subnet.findings.recovery_texts import (
     diverged,
@@ -26,7 +31,7 @@ from pytest_subnet.tables import table
 from pytest_subnet.text import facts, percent, safe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from pytest_subnet.checkpoints.opening import Source
     from pytest_subnet.findings.recovery_counts import Recovered
@@ -91,6 +96,11 @@ class SubnetworkRecovery:
     def tolerance(self) -> Tolerance:
         """Within which two values agree."""
         return self.coverage.tolerance
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Of the content of base, full and sub; each is taken when it is asked for."""
+        return self.coverage.fingerprints
 
     @property
     def match(self) -> float:
@@ -330,6 +340,8 @@ def assert_subnetwork_recovers(
         text = score_dropped(result, max_score_drop)
     if text is not None:
         raise AssertionError(reworded(text, message))
+    if score is None:  # else a bound of 0 leaves the verdict to the score
+        warn_of_vacuous("assert_subnetwork_recovers", match_at_least=match_at_least)
     return result
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from pytest_subnet.errors import PairMismatchError, SelectionError
+from pytest_subnet.findings.fingerprints import of_sides
 from pytest_subnet.findings.recovery_texts import not_of_one_model
 from pytest_subnet.findings.result import Coverage, measure
 from pytest_subnet.masks.bits import PIECE_BYTES, pack
@@ -130,6 +131,13 @@ class ThreeAligned:
             tensors_total=sum(each.is_weight for each in self.full.tensors),
             numel=sum(each.numel for each in self.tensors),
             notes=tuple(dict.fromkeys((*self.full.notes, *self.sub.notes, *self.between.notes))),
+            fingerprints=of_sides(
+                {
+                    "base": (self.full, self.full.base),
+                    "full": (self.full, self.full.tuned),
+                    "sub": (self.sub, self.sub.tuned),
+                }
+            ),
         )
 
     def count(self, atol: float, mask: UpdateMask | None) -> list[Recovered]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
 from pytest_subnet.checkpoints.dtypes import ARITHMETIC
+from pytest_subnet.findings.fingerprints import of_pair
 from pytest_subnet.scan.gathering import gather
 from pytest_subnet.text import plural, safe, short_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from pytest_subnet.pairs import ModelPair
     from pytest_subnet.scan.tolerance import Tolerance
@@ -35,6 +36,8 @@ class Coverage:
         tensors_total: how many of the pair could have been.
         numel: entries measured.
         notes: casts, rows left out, ties, tensors that do not align.
+        fingerprints: of the checkpoints, `base` and `tuned` or what they are called in the
+            finding; each is taken when it is asked for.
     """
 
     pair: str
@@ -44,6 +47,7 @@ class Coverage:
     tensors_total: int
     numel: int
     notes: tuple[str, ...]
+    fingerprints: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def rows(self) -> list[tuple[str, str]]:
         """The lines of a message that say what was measured."""
@@ -80,6 +84,7 @@ def cover(
         tensors_total=total,
         numel=sum(each.numel for each in tensors),
         notes=tuple(notes),
+        fingerprints=of_pair(pair),
     )
 
 

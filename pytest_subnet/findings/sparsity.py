@@ -14,6 +14,7 @@ from pytest_subnet.findings.bounds import (
     check_message,
     check_range,
     check_tolerance,
+    warn_of_vacuous,
 )
 from pytest_subnet.findings.precision import expected_densities
 from pytest_subnet.findings.result import (
@@ -34,6 +35,8 @@ from pytest_subnet.tables import table
 from pytest_subnet.text import facts, percent, plural
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pytest_subnet.pairs import ModelPair, Selection
     from pytest_subnet.pairs.selection import Patterns
     from pytest_subnet.published import PublishedComparison
@@ -93,6 +96,11 @@ class UpdateSparsity:
     def tolerance(self) -> Tolerance:
         """Under which an entry counts as updated."""
         return self.coverage.tolerance
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Of the content of base and tuned; each is taken when it is asked for."""
+        return self.coverage.fingerprints
 
     @property
     def nothing_moved(self) -> bool:
@@ -356,6 +364,7 @@ def assert_update_sparsity(
         text = too_sparse(result, at_most)
     if text is not None:
         raise AssertionError(reworded(text, message))
+    warn_of_vacuous("assert_update_sparsity", at_least=at_least, at_most=at_most)
     return result
 
 
@@ -424,4 +433,5 @@ def assert_even_sparsity(
         text = uneven(result, sorted(matrices, key=lambda each: -distances[each]), max_spread)
     if text is not None:
         raise AssertionError(reworded(text, message))
+    warn_of_vacuous("assert_even_sparsity", max_spread=max_spread)
     return result

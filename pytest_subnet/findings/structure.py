@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_subnet.errors import SelectionError
 from pytest_subnet.findings.bounds import check_message
+from pytest_subnet.findings.fingerprints import of_pair
 from pytest_subnet.findings.result import Message, reworded
 from pytest_subnet.pairs.kinds import kind_of
 from pytest_subnet.pairs.model_pair import check_pair
@@ -34,6 +35,7 @@ class SameStructure:
         problems: what does not.
         renamed: names in the tuned checkpoint that differ from the base's, with the base's.
         notes: casts, rows left out.
+        fingerprints: of the content of base and tuned; each is taken when it is asked for.
     """
 
     pair: str
@@ -41,6 +43,7 @@ class SameStructure:
     problems: tuple[Problem, ...]
     renamed: dict[str, str]
     notes: tuple[str, ...]
+    fingerprints: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def rows(self) -> list[dict[str, object]]:
         """One row a problem."""
@@ -103,7 +106,12 @@ def assert_same_structure(pair: ModelPair, *, message: Message | None = None) ->
     check_pair(pair)
     pair.check_unchanged()
     result = SameStructure(
-        pair.label, len(pair.tensors), pair.problems, dict(pair.renamed), pair.notes
+        pair.label,
+        len(pair.tensors),
+        pair.problems,
+        dict(pair.renamed),
+        pair.notes,
+        of_pair(pair),
     )
     record(result)
     if pair.problems:
@@ -142,10 +150,12 @@ class Ties:
     Attributes:
         pair: `base -> tuned`.
         ties: what the base ties, and how it stands on both sides.
+        fingerprints: of the content of base and tuned; each is taken when it is asked for.
     """
 
     pair: str
     ties: tuple[Tie, ...]
+    fingerprints: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def broken(self) -> tuple[Tie, ...]:
@@ -216,6 +226,7 @@ def assert_tied(pair: ModelPair, *, message: Message | None = None) -> Ties:
             Tie(name, source, *(_standing(side, names, name, source) for side, names in sides))
             for name, source in ties.items()
         ),
+        of_pair(pair),
     )
     record(result)
     if result.broken:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, TypeAlias
 
-from pytest_subnet.text import printable
+from pytest_subnet.text import printable, redacted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +20,7 @@ class PropertySink:
 
     A property is called `subnet.<finding>.<number>`; the second result of one finding in a test is
     `subnet.<finding>#2.<number>`. Values are plain types and printable text: anything else would
-    end an xdist run.
+    end an xdist run. Secrets are cut out: reports are handed around.
     """
 
     def __init__(self, properties: list[tuple[str, object]]) -> None:
@@ -42,10 +42,10 @@ def _flat(prefix: str, value: object) -> Iterator[tuple[str, Plain]]:
     match value:
         case dict():
             for key, part in value.items():
-                yield from _flat(f"{prefix}.{printable(key)}", part)
+                yield from _flat(f"{prefix}.{_shown(key)}", part)
         case list() | tuple():
             if value:
-                yield prefix, "; ".join(map(printable, value))
+                yield prefix, "; ".join(map(_shown, value))
         case bool():
             yield prefix, value
         case int():
@@ -55,4 +55,8 @@ def _flat(prefix: str, value: object) -> Iterator[tuple[str, Plain]]:
         case None:
             return
         case _:
-            yield prefix, printable(value)
+            yield prefix, _shown(value)
+
+
+def _shown(value: object) -> str:
+    return printable(redacted(str(value)))

@@ -1,7 +1,9 @@
 """What a run is, for whoever shows it: plain data, the same in HTML, JSON and Markdown.
 
-Built once, by the controller, from what tests recorded. `schema.json` beside this file describes it
-to programs; a test holds the two to each other.
+Built once, by the controller, from what tests recorded. Every text in it is printable: control
+characters are written out, secrets are gone, and only messages have several lines. What `<`, `|` or
+a backtick mean where it is shown is for whoever shows it. `schema.json` beside this file describes
+it to programs; a test holds the two to each other.
 """
 
 from __future__ import annotations
@@ -52,6 +54,8 @@ class Test(TypedDict):
         message: why it failed, was skipped or was expected to fail; empty when it passed.
         file: where it stands, relative to the rootdir.
         line: from 1 on.
+        gate: whether it is about weights: it measured some, asked for a fixture of this plugin, or
+            is an item of a policy.
         results: in the order in which they were measured.
     """
 
@@ -61,6 +65,7 @@ class Test(TypedDict):
     message: str
     file: str
     line: int
+    gate: bool
     results: list[Measured]
 
 

@@ -7,16 +7,21 @@ from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
 import pytest
 
-from pytest_subnet.text import plural, safe, short_dtype
+from pytest_subnet.reports.measured import finite, tensor_name, text
+from pytest_subnet.text import plural, redacted, safe, short_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from pytest_subnet.checkpoints import Checkpoint
     from pytest_subnet.pairs import ModelPair
+    from pytest_subnet.reports.run import Side
 
-
-Row: TypeAlias = tuple[int | None, str, str, int, int, int]
-"""Of one tensor: layer, kind, dtype, entries, entries with other bits, entries beyond 1e-5."""
+Row: TypeAlias = tuple[
+    int | None, str, str, int, int, int, str, str, float | None, float | None, float | None
+]
+"""Of one tensor: layer, kind, dtype, entries, entries with other bits, entries beyond 1e-5, name,
+shape, largest change, norm of the change, norm of the base; None for what is no number."""
 
 
 class PairTable(TypedDict):
@@ -25,6 +30,8 @@ class PairTable(TypedDict):
     Attributes:
         key: tells the pair from every other, in every worker.
         pair: `base -> tuned`; safe to print.
+        base: the checkpoint before.
+        tuned: the checkpoint after.
         notes: what a reader of the numbers must know.
         total: tensors in the pair, buffers and integer tensors apart.
         rows: by the tensor's number in the pair.
@@ -34,6 +41,8 @@ class PairTable(TypedDict):
 
     key: str
     pair: str
+    base: Side
+    tuned: Side
     notes: list[str]
     total: int
     rows: dict[int, Row]
@@ -61,12 +70,22 @@ class SessionReport:
         """One table a pair that was scanned; what two workers both scanned is there once."""
         merged: dict[str, PairTable] = {}
         for table in (*(_table(key, pair) for key, pair in self._pairs), *self._received):
-            known = merged.setdefault(table["key"], {**table, "rows": {}, "read": 0, "taken": 0})
+            known = merged.setdefault(table["key"], _without_rows(table))
             known["rows"].update(table["rows"])
+            for mine, theirs in (
+                (known["base"], table["base"]),
+                (known["tuned"], table["tuned"]),
+            ):
+                mine["fingerprint"] = mine["fingerprint"] or theirs["fingerprint"]
             known["read"] += table["read"]
             known["taken"] += table["taken"]
         found = [table for table in merged.values() if table["rows"]]
         return sorted(found, key=lambda table: (table["pair"], table["key"]))
+
+
+def _without_rows(table: PairTable) -> PairTable:
+    base, tuned = table["base"].copy(), table["tuned"].copy()
+    return {**table, "base": base, "tuned": tuned, "rows": {}, "read": 0, "taken": 0}
 
 
 def _key(pair: ModelPair) -> str:
@@ -83,6 +102,9 @@ def _key(pair: ModelPair) -> str:
 
 
 def _table(key: str, pair: ModelPair) -> PairTable:
+    import numpy as np
+
+    from pytest_subnet.scan.counters import BASE_SQUARES, DELTA_SQUARES
     from pytest_subnet.scan.gathering import ledger
     from pytest_subnet.scan.tolerance import PAPER, SAME_BITS
 
@@ -91,26 +113,40 @@ def _table(key: str, pair: ModelPair) -> PairTable:
     rows: dict[int, Row] = {}
     if scanned:
         changed, beyond = known.updated(SAME_BITS).tolist(), known.updated(PAPER).tolist()
+        peaks, norms = known.peaks.tolist(), np.sqrt(known.sums).tolist()
         for row in scanned:
             tensor = pair.tensors[row]
             if tensor.is_weight:
                 rows[row] = (
                     tensor.layer,
-                    safe(tensor.kind),
+                    tensor_name(tensor.kind),
                     short_dtype(tensor.dtype),
                     tensor.numel,
                     changed[row],
                     beyond[row],
+                    tensor_name(tensor.name),
+                    "×".join(map(str, tensor.shape)),
+                    finite(peaks[row]),
+                    finite(norms[row][DELTA_SQUARES]),
+                    finite(norms[row][BASE_SQUARES]),
                 )
     return {
         "key": key,
-        "pair": pair.label,
-        "notes": [*pair.notes, *_left_out(pair)],
+        "pair": redacted(pair.label),
+        "base": _side(pair.base),
+        "tuned": _side(pair.tuned),
+        "notes": [text(note) for note in (*pair.notes, *_left_out(pair))],
         "total": sum(tensor.is_weight for tensor in pair.tensors),
         "rows": rows,
         "read": known.read,
         "taken": known.taken,
     }
+
+
+def _side(checkpoint: Checkpoint) -> Side:
+    # A fingerprint takes a reading of the whole: it is shown where someone asked for it before.
+    label = safe(redacted(checkpoint.label))
+    return {"label": label, "fingerprint": checkpoint.known_fingerprint}
 
 
 def _left_out(pair: ModelPair) -> list[str]:

@@ -57,10 +57,11 @@ def checkpoints(tmp_path_factory):
 
 
 @pytest.fixture
-def project(pytester, checkpoints, monkeypatch):
+def project(pytester, checkpoints, monkeypatch, pytestconfig):
     """Runs pytest in a directory that holds `base` and `tuned`, away from the outer environment."""
     for name in _OUTER_RUN:
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PYTEST_ADDOPTS", pytestconfig.getoption("--inside"))
     monkeypatch.setenv("COLUMNS", "120")
     for name in ("base", "tuned"):
         shutil.copytree(checkpoints / name, pytester.path / name)
@@ -68,11 +69,24 @@ def project(pytester, checkpoints, monkeypatch):
 
 
 @pytest.fixture
-def run_apart(project):
-    """Runs pytest in a process of its own, with the plugins that these tests need and no others."""
+def run_apart(project, pytestconfig):
+    """Runs pytest in a process of its own, with the plugins that these tests need and no others.
+
+    A test that asks for workers is skipped where `--inside` takes xdist away.
+    """
     unneeded = ("hypothesispytest", "anyio", "cacheprovider")
     arguments = [part for name in unneeded for part in ("-p", f"no:{name}")]
-    return lambda *more: project.runpytest_subprocess(*arguments, *more)
+
+    def run_apart(*more):
+        if "no:xdist" in pytestconfig.getoption("--inside") and _asks_for_workers(more):
+            pytest.skip("without xdist inside")
+        return project.runpytest_subprocess(*arguments, *more)
+
+    return run_apart
+
+
+def _asks_for_workers(arguments):
+    return any(str(each).startswith("-n") for each in arguments)
 
 
 @pytest.fixture

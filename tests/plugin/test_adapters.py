@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import peft  # noqa: F401  (a run in this process forgets what it was the first to import)
 import torch
 from safetensors.torch import save_file
 
@@ -32,7 +33,7 @@ def test_an_adapter_is_merged_onto_the_base(project):
     make_adapter(project.path / "adapter")
     project.makepyfile(SHOWS)
 
-    result = project.runpytest_subprocess("-s", "--subnet-base=base", "--subnet-tuned=adapter")
+    result = project.runpytest("-s", "--subnet-base=base", "--subnet-tuned=adapter")
 
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(
@@ -47,7 +48,7 @@ def test_an_adapter_of_another_base_is_an_error_that_says_so(project):
     make_adapter(project.path / "adapter", rows=5)
     project.makepyfile(SHOWS)
 
-    result = project.runpytest_subprocess("--subnet-base=base", "--subnet-tuned=adapter")
+    result = project.runpytest("--subnet-base=base", "--subnet-tuned=adapter")
 
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["adapter does not fit base: *q_proj*"])

@@ -38,11 +38,10 @@ def run(ready, project, pair_options):
 
 
 @pytest.fixture
-def run_on_two_workers(ready, project, pair_options):
+def run_on_two_workers(ready, run_apart, pair_options):
     """The same under xdist, in processes of their own."""
     pytest.importorskip("xdist")
-    unneeded = ("-p", "no:hypothesispytest", "-p", "no:anyio")
-    return lambda *more: project.runpytest_subprocess("-n2", *unneeded, *pair_options, *more)
+    return lambda *more: run_apart("-n2", "-p", "cacheprovider", *pair_options, *more)
 
 
 def hits(result):

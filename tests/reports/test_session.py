@@ -47,7 +47,32 @@ def test_what_was_read_is_in_the_table(pair):
     assert table["pair"] == "base.safetensors -> tuned.safetensors"
     assert table["total"] == 2
     assert table["notes"] == []
-    assert table["rows"] == {0: (0, "up_proj", "f32", 4, 1, 1)}
+    assert table["rows"] == {0: (0, "up_proj", "f32", 4, 1, 1, A, "2×2", 1.0, 1.0, 2.0)}
+    assert table["base"] == {"label": "base.safetensors", "fingerprint": None}
+    assert table["tuned"] == {"label": "tuned.safetensors", "fingerprint": None}
+
+
+def test_a_fingerprint_that_is_known_is_told_and_none_is_asked_for(files, pair, monkeypatch):
+    update_sparsity(pair)
+    known = pair.base.fingerprint()
+    monkeypatch.setattr(type(pair.base), "fingerprint", None)
+    other = open_pair("base.safetensors", "tuned.safetensors")
+    update_sparsity(other)
+
+    (table,) = tables_of(other, pair)
+
+    assert table["base"]["fingerprint"] == known
+    assert table["tuned"]["fingerprint"] is None
+
+
+def test_sizes_that_are_no_numbers_are_none():
+    huge = torch.full((2,), 1e300, dtype=torch.float64)  # whose squares are Inf
+    pair = open_pair({"w": huge}, {"w": -huge})
+    update_sparsity(pair)
+
+    ((*_, change, change_norm, base_norm),) = tables_of(pair)[0]["rows"].values()
+
+    assert (change, change_norm, base_norm) == (2e300, None, None)
 
 
 def test_a_table_is_of_plain_types_only(pair):
@@ -61,9 +86,10 @@ def test_what_a_file_says_is_made_printable_before_it_is_sent():
     pair = open_pair({name: torch.zeros(2)}, {name: torch.ones(2)})
     update_sparsity(pair)
 
-    ((_, kind, *_),) = tables_of(pair)[0]["rows"].values()
+    ((_, kind, _, _, _, _, shown, *_),) = tables_of(pair)[0]["rows"].values()
 
     assert kind == r"evil\x1b\ud800"
+    assert shown == r"evil\x1b\ud800.weight"
 
 
 def test_tables_of_one_pair_are_put_together(files, pair):

@@ -1,0 +1,70 @@
+"""The file that `--subnet-report` names: looked at before the run, written after it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_subnet.atomic import write_text
+from pytest_subnet.text import safe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pytest_subnet.reports.run import Run
+
+_PAGES = {".html": "html", ".json": "json_file", ".md": "markdown"}
+"""The module for each ending, with a function `page(run)`."""
+_NEEDED = ("jinja2", "plotly")
+
+
+def check_destination(path: Path, name: str) -> None:
+    """Find out before anything is scanned that the report cannot be written.
+
+    Args:
+        path: absolute.
+        name: as messages show it.
+
+    Raises:
+        UsageError: with what to do.
+    """
+    option = f"--subnet-report (or subnet_report) is {safe(name)!r}"
+    if path.suffix.lower() not in _PAGES:
+        raise pytest.UsageError(f"{option}; its name must end in .html, .json or .md")
+    missing = [each for each in _NEEDED if importlib.util.find_spec(each) is None]
+    if path.suffix.lower() == ".html" and missing:
+        raise pytest.UsageError(
+            f"{option}, and a page needs {' and '.join(missing)}: "
+            'pip install "pytest-subnet[report]", or name a file that ends in .json or .md'
+        )
+    if path.is_dir():
+        raise pytest.UsageError(f"{option}, which is a directory; name a file in it")
+    if not path.parent.is_dir():
+        raise pytest.UsageError(
+            f"{option}, and there is no directory {safe(path.parent)}; make it first"
+        )
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise pytest.UsageError(
+            f"{option}, and no file can be made in {safe(path.parent)} "
+            f"({error.strerror or error}); name one in a directory that you can write to"
+        ) from None
+    if path.exists() and not os.access(path, os.W_OK):
+        raise pytest.UsageError(f"{option}, which is write-protected; remove it or name another")
+
+
+def write_report(path: Path, run: Run) -> None:
+    """Write `run` to `path` in the format that its ending names.
+
+    Raises:
+        OSError: it cannot be written; what was there is still there.
+    """
+    module = import_module(f"pytest_subnet.reports.{_PAGES[path.suffix.lower()]}")
+    write_text(path, module.page(run))

@@ -1,0 +1,102 @@
+import math
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pytest_subnet.findings.subspaces import leading, principal_angles_deg, vector_angles_deg
+
+law = settings(max_examples=60, derandomize=True, deadline=None, database=None)
+
+
+def random(shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
+
+
+def basis(n: int, k: int, seed: int) -> torch.Tensor:
+    return torch.linalg.qr(random((n, k), seed)).Q
+
+
+def with_values(values: torch.Tensor, shape: tuple[int, int], seed: int) -> torch.Tensor:
+    k = len(values)
+    return (basis(shape[0], k, seed) * values) @ basis(shape[1], k, seed + 1).T
+
+
+@law
+@given(st.integers(2, 12), st.integers(1, 5), st.integers(0, 99), st.sampled_from([1, 1e-3, 1e-7]))
+def test_angles_are_scipys(n: int, k: int, seed: int, apart: float) -> None:
+    k = min(k, n)
+    one = basis(n, k, seed)
+    other = torch.linalg.qr(one + apart * random((n, k), seed + 1)).Q
+    expected = np.rad2deg(scipy.linalg.subspace_angles(one.numpy(), other.numpy()))
+    np.testing.assert_allclose(principal_angles_deg(one, other), expected, atol=1e-9, rtol=1e-6)
+
+
+def test_the_same_subspace_is_at_no_angle() -> None:
+    one = basis(400, 40, 0)
+    turned = one @ basis(40, 40, 1)
+    assert float(principal_angles_deg(one, turned).max()) < 1e-12
+    assert float(vector_angles_deg(one, turned).max()) > 45
+
+
+def test_right_angles_are_told() -> None:
+    whole = basis(10, 6, 0)
+    np.testing.assert_allclose(principal_angles_deg(whole[:, :3], whole[:, 3:]), 90)
+
+
+def test_a_sign_is_no_turn() -> None:
+    one = basis(20, 4, 0)
+    assert float(vector_angles_deg(one, -one).max()) < 1e-6
+
+
+@pytest.mark.parametrize("shape", [(30, 20), (20, 30), (25, 25), (700, 650), (650, 700)])
+@pytest.mark.parametrize("k", [1, 8])
+def test_it_is_the_svd(shape: tuple[int, int], k: int) -> None:
+    matrix = with_values(torch.linspace(10, 1, 20).double(), shape, 0)
+    found = leading(matrix, k)
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    np.testing.assert_allclose(found.values, values[:k], rtol=1e-10)
+    assert found.beyond == pytest.approx(float(values[k]), rel=1e-8)
+    assert float(principal_angles_deg(found.left, left[:, :k]).max()) < 1e-5
+    assert float(principal_angles_deg(found.right, right[:k].T).max()) < 1e-5
+    rebuilt = (found.left * found.values) @ found.right.T
+    best = (left[:, :k] * values[:k]) @ right[:k]
+    np.testing.assert_allclose(rebuilt, best, atol=1e-9)
+    assert math.degrees(found.error) < 1e-4
+
+
+def test_all_directions_have_nothing_beyond() -> None:
+    found = leading(random((5, 3), 0), 3)
+    assert (found.beyond, found.gap) == (0.0, 1.0)
+
+
+def test_iterating_from_nearby_finds_the_same() -> None:
+    values = torch.cat([torch.linspace(20, 10, 12), torch.linspace(2, 0.1, 588)]).double()
+    base = with_values(values, (700, 600), 0)
+    tuned = base + 0.02 * random((700, 600), 9)
+    start = leading(base, 12)
+    near = leading(tuned, 12, start=start)
+    afresh = leading(tuned, 12)
+    assert (near.method, afresh.method) == ("subspace-iteration", "eigh")
+    for side in ("left", "right"):
+        angle = principal_angles_deg(getattr(near, side), getattr(afresh, side)).max()
+        assert float(angle) <= math.degrees(near.error) < 0.01
+
+
+def test_a_direction_that_was_not_there_is_not_missed() -> None:
+    values = torch.cat([torch.linspace(20, 10, 12), torch.linspace(2, 0.1, 588)]).double()
+    base = with_values(values, (700, 600), 0)
+    new = 30 * torch.outer(basis(700, 1, 5)[:, 0], basis(600, 1, 6)[:, 0])
+    near = leading(base + new, 12, start=leading(base, 12))
+    afresh = leading(base + new, 12)
+    assert float(principal_angles_deg(near.left, afresh.left).max()) < 0.01
+
+
+def test_without_a_gap_it_is_not_believed() -> None:
+    """A flat spectrum converges too slowly to stop at: all vectors are computed instead."""
+    base = random((700, 600), 0)
+    tuned = base + 0.005 * random((700, 600), 1)
+    assert leading(tuned, 32, start=leading(base, 32)).method == "eigh"
