@@ -18,9 +18,21 @@ if TYPE_CHECKING:
     from pytest_subnet.errors import SelectionError as SelectionError
     from pytest_subnet.errors import SubnetError as SubnetError
     from pytest_subnet.errors import VacuousBoundWarning as VacuousBoundWarning
+    from pytest_subnet.findings.displacement import (
+        assert_displacement_rank as assert_displacement_rank,
+    )
+    from pytest_subnet.findings.displacement import displacement as displacement
+    from pytest_subnet.findings.displacement import displacement_rank as displacement_rank
+    from pytest_subnet.findings.displacement_operators import (
+        DisplacementOperator as DisplacementOperator,
+    )
     from pytest_subnet.findings.dynamics import assert_step_sparsity as assert_step_sparsity
     from pytest_subnet.findings.dynamics import assert_update_dynamics as assert_update_dynamics
     from pytest_subnet.findings.dynamics import update_dynamics as update_dynamics
+    from pytest_subnet.findings.forgetting import assert_no_forgetting as assert_no_forgetting
+    from pytest_subnet.findings.forgetting import assert_ood_restored as assert_ood_restored
+    from pytest_subnet.findings.forgetting import ood_forgetting as ood_forgetting
+    from pytest_subnet.findings.forgetting import ood_restored as ood_restored
     from pytest_subnet.findings.interface import assert_same_interface as assert_same_interface
     from pytest_subnet.findings.interface import same_interface as same_interface
     from pytest_subnet.findings.movement import assert_finite as assert_finite
@@ -37,9 +49,17 @@ if TYPE_CHECKING:
         assert_subnetwork_recovers as assert_subnetwork_recovers,
     )
     from pytest_subnet.findings.recovery import subnetwork_recovery as subnetwork_recovery
+    from pytest_subnet.findings.rotation import (
+        assert_singular_vector_rotation as assert_singular_vector_rotation,
+    )
+    from pytest_subnet.findings.rotation import singular_rotation as singular_rotation
     from pytest_subnet.findings.sparsity import assert_even_sparsity as assert_even_sparsity
     from pytest_subnet.findings.sparsity import assert_update_sparsity as assert_update_sparsity
     from pytest_subnet.findings.sparsity import update_sparsity as update_sparsity
+    from pytest_subnet.findings.spectrum import (
+        assert_singular_values_stable as assert_singular_values_stable,
+    )
+    from pytest_subnet.findings.spectrum import singular_shift as singular_shift
     from pytest_subnet.findings.structure import assert_same_structure as assert_same_structure
     from pytest_subnet.findings.structure import assert_tied as assert_tied
     from pytest_subnet.masks.builders import magnitude_mask as magnitude_mask
@@ -54,6 +74,8 @@ if TYPE_CHECKING:
     from pytest_subnet.training.density_callback import DensityCallback as DensityCallback
     from pytest_subnet.training.inside import train_inside as train_inside
     from pytest_subnet.training.recorder import record_update as record_update
+    from pytest_subnet.training.structured import ToeplitzLikeLinear as ToeplitzLikeLinear
+    from pytest_subnet.training.structured import fit_displacement as fit_displacement
     from pytest_subnet.training.subnetwork_callback import SubnetworkCallback as SubnetworkCallback
     from pytest_subnet.trajectories.opening import open_trajectory as open_trajectory
     from pytest_subnet.trajectories.trajectory import Trajectory as Trajectory
@@ -70,7 +92,15 @@ _WHERE = {
         "SubnetError",
         "VacuousBoundWarning",
     ),
+    "findings.displacement": ("assert_displacement_rank", "displacement", "displacement_rank"),
+    "findings.displacement_operators": ("DisplacementOperator",),
     "findings.dynamics": ("assert_step_sparsity", "assert_update_dynamics", "update_dynamics"),
+    "findings.forgetting": (
+        "assert_no_forgetting",
+        "assert_ood_restored",
+        "ood_forgetting",
+        "ood_restored",
+    ),
     "findings.interface": ("assert_same_interface", "same_interface"),
     "findings.movement": (
         "assert_finite",
@@ -83,7 +113,9 @@ _WHERE = {
     "findings.precision": ("visible_share",),
     "findings.rank": ("assert_update_rank", "update_rank"),
     "findings.recovery": ("assert_subnetwork_recovers", "subnetwork_recovery"),
+    "findings.rotation": ("assert_singular_vector_rotation", "singular_rotation"),
     "findings.sparsity": ("assert_even_sparsity", "assert_update_sparsity", "update_sparsity"),
+    "findings.spectrum": ("assert_singular_values_stable", "singular_shift"),
     "findings.structure": ("assert_same_structure", "assert_tied"),
     "masks.builders": ("magnitude_mask", "principal_mask", "random_mask_like"),
     "masks.building": ("update_mask",),
@@ -94,6 +126,7 @@ _WHERE = {
     "training.density_callback": ("DensityCallback",),
     "training.inside": ("train_inside",),
     "training.recorder": ("record_update",),
+    "training.structured": ("ToeplitzLikeLinear", "fit_displacement"),
     "training.subnetwork_callback": ("SubnetworkCallback",),
     "trajectories.opening": ("open_trajectory",),
     "trajectories.trajectory": ("Trajectory",),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from pytest_subnet.reports.run import Frame, Pair, Run, Test
-    from pytest_subnet.reports.session import PairTable, Row
+    from pytest_subnet.reports.scanned import PairTable, Row
 
 _PACKAGES = (
     *("pytest-subnet", "pytest", "pytest-xdist", "torch", "transformers", "safetensors"),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from pytest_subnet.reports.session import PairTable, Row
+    from pytest_subnet.reports.scanned import PairTable, Row
 
 KeyT = TypeVar("KeyT")
 
@@ -48,7 +48,7 @@ def write_summary(
             reporter.write_line("")
         text = summary(each, ascii_only=not _draws_blocks(), width=width, verbose=verbose)
         for line in text.splitlines():
-            reporter.write_line(_no_command(line))
+            reporter.write_line(no_command(line))
 
 
 def summary(
@@ -184,7 +184,7 @@ def _cut(name: str, width: int) -> str:
     return f"{name[: width - 1 - end]}…{name[-end:]}"
 
 
-def _no_command(line: str) -> str:
+def no_command(line: str) -> str:
     """A line of a log on GitHub that is no command to its runner, whatever a name says."""
     line = line.replace("##[", "# #[")
     return f"'{line}" if line.lstrip().startswith("::") else line

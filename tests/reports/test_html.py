@@ -216,7 +216,12 @@ def test_hostile_names_stay_text_wherever_they_stand():
     rng = random.Random(0)
     names = [f"{at}" + "".join(rng.choices(HOSTILE, k=3)) for at in range(200)]
     tame = Reader(page(hostile_run([f"name{at}" for at in range(200)])))
-    read = Reader(page(hostile_run(names)))
+    text = page(hostile_run(names))
+    # Before a parser looks at it: the first end of a script after the data is the data's own.
+    data = text.partition('id="data">')[2].partition("</script>")[0]
+    assert not set(data) & set("<>&\u2028\u2029")
+    assert json.loads(data).keys() == {"pairs", "spectra", "overlaps", "trajectories"}
+    read = Reader(text)
 
     def tags(reader):
         return [each["tag"] for each in reader.elements if each["tag"] != "wbr"]
@@ -233,6 +238,13 @@ def decoded(coded):
     for shared, rest in zip(coded[::2], coded[1::2], strict=True):
         names.append(names[-1][:shared] + rest)
     return names[1:]
+
+
+def test_names_share_a_start_only_where_both_languages_count_alike():
+    rows = [[name, *ROW[1:]] for name in ("a.b", "a.c", "😀a", "😀b")]
+    tensors = Reader(page(run_of(pairs=[pair_of(*rows)]))).data["pairs"][0]["tensors"]
+
+    assert tensors["names"] == [0, "a.b", 2, "c", 0, "😀a", 0, "😀b"]
 
 
 def test_20_000_tensors_stay_under_8_mb():
