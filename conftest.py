@@ -44,6 +44,8 @@ _HERE = re.compile(r"(pytest|python \w+\.py)( [^|&;<>$]*)?")
 # The second would collect garbage five times at the end of each run.
 _HERE_WITHOUT = ["-p", "no:cacheprovider", "-p", "no:unraisableexception"]
 _UNNEEDED = "-p no:hypothesispytest -p no:anyio"  # plugins that take long to import
+# Pages record baselines, and show failures that are none of the run that executes them.
+_ENVIRONMENT = {"COLUMNS": "200", "CI": "", "GITHUB_ACTIONS": ""}
 _FILE_NAME = re.compile(r"# ([\w./-]+\.(?:py|toml|ini))\n")
 
 
@@ -204,7 +206,8 @@ def _run_here(command: str) -> tuple[int, str]:
         contextlib.redirect_stderr(printed),
         warnings.catch_warnings(),
     ):
-        patch.setenv("COLUMNS", "200")
+        for name, value in _ENVIRONMENT.items():
+            patch.setenv(name, value)
         warnings.resetwarnings()
         try:
             if tool == "pytest":
@@ -230,7 +233,7 @@ def _run_apart(command: str) -> tuple[int, str]:
         shell=True,
         capture_output=True,
         text=True,
-        env={**os.environ, "COLUMNS": "200", "PYTEST_ADDOPTS": _UNNEEDED},
+        env={**os.environ, **_ENVIRONMENT, "PYTEST_ADDOPTS": _UNNEEDED},
     )
     return finished.returncode, finished.stdout + finished.stderr
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_DEVICE = re.compile(r"cpu|cuda(:\d+)?")
+_DEVICE = re.compile(r"cpu|cuda(:(0|[1-9][0-9]?))?")
+"""As torch spells them, which ends with an error of its own at `cuda:01` and `cuda:1000`."""
 
 
 def is_device(name: str) -> bool:

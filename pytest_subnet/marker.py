@@ -36,7 +36,7 @@ def parametrize_marked(metafunc: pytest.Metafunc) -> None:
     for side in _SIDES:
         if isinstance(keywords[side], os.PathLike):
             keywords[side] = os.fspath(keywords[side])
-    name = "-".join(_short(keywords[side]) for side in _SIDES)
+    name = "-".join(short_name(keywords[side]) for side in _SIDES)
     if not taken:
         names.append("model_pair")  # for request.getfixturevalue; parametrize refuses other names
     metafunc.parametrize("model_pair", [keywords], indirect=True, scope="session", ids=[name])
@@ -103,7 +103,8 @@ def _is_nothing(source: object) -> bool:
     return source is None or (isinstance(source, str) and not source)
 
 
-def _short(source: object) -> str:
+def short_name(source: object) -> str:
+    """What stands for one side of the pair in the name of a marked test."""
     return safe(Path(source).name) if isinstance(source, str) else type(source).__name__
 
 

@@ -30,8 +30,8 @@ def bar(nbytes: int, what: str) -> Iterator[Callable[[int], None]]:
 
     Nothing is drawn before a second has passed, where the stream is no terminal, or in CI.
     """
-    stream = _stream.get() or sys.stderr
-    if not stream.isatty() or os.environ.get("CI"):
+    stream = _watched()
+    if stream is None:
         yield lambda _: None
         return
     from tqdm import tqdm
@@ -40,3 +40,18 @@ def bar(nbytes: int, what: str) -> Iterator[Callable[[int], None]]:
         total=nbytes, desc=what, unit="B", unit_scale=True, delay=1, leave=False, file=stream
     ) as shown:
         yield lambda done: (shown.update(done), None)[1]
+
+
+def say(line: str) -> None:
+    """Write a line above the bars, where bars are drawn."""
+    stream = _watched()
+    if stream is not None:
+        from tqdm import tqdm
+
+        tqdm.write(line, file=stream)
+
+
+def _watched() -> TextIO | None:
+    """Where a person looks; None where nobody does."""
+    stream = _stream.get() or sys.stderr
+    return stream if stream.isatty() and not os.environ.get("CI") else None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_subnet.devices import is_device
-from pytest_subnet.text import safe
+from pytest_subnet.text import redacted, safe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,7 +58,11 @@ class Settings:
     def header(self) -> str | None:
         """One line on what changes a verdict; None when nothing was set."""
         sources = {"base": self.base, "tuned": self.tuned}
-        parts = [f"{name} {safe(shown(path, self.root))}" for name, path in sources.items() if path]
+        parts = [
+            f"{name} {safe(redacted(shown(path, self.root)))}"
+            for name, path in sources.items()
+            if path
+        ]
         if self.device:
             parts.append(f"device {self.device}")
         if self.engine:
@@ -67,6 +71,8 @@ class Settings:
             parts.append("also counting " + ", ".join(map(safe, self.tolerances)))
         if self.strict:
             parts.append("strict")
+        if self.write_baselines:
+            parts.append("writing baselines, comparing with none")
         return f"subnet: {', '.join(parts)}" if parts else None
 
     def missing(self) -> str:
@@ -91,7 +97,7 @@ def add_options(parser: pytest.Parser) -> None:
     """Declare the options and their ini keys."""
     group = parser.getgroup("subnet", "weights of fine-tuned models (pytest-subnet)")
     for name, metavar, what in (
-        ("base", "PATH_ID_OR_URL", "the model before fine-tuning, for the fixture model_pair"),
+        ("base", "PATH_ID_OR_URL", "the model before fine-tuning, for model_pair and policies"),
         ("tuned", "PATH_ID_OR_URL", "the model after fine-tuning"),
         ("device", "DEVICE", "where to compare: cpu, cuda or cuda:N (fails where there is none)"),
         ("engine", "ENGINE", "who works: threads, or ray (RAY_ADDRESS or a local cluster)"),
@@ -103,7 +109,9 @@ def add_options(parser: pytest.Parser) -> None:
         metavar="FILE",
         help="write a report of the run: FILE ends in .html, .json or .md",
     )
-    parser.addini("subnet_report", "the same; relative to rootdir", type="string", default="")
+    parser.addini(
+        "subnet_report", "as --subnet-report; relative to rootdir", type="string", default=""
+    )
     group.addoption(
         "--subnet-write-baselines",
         action="store_true",
@@ -115,7 +123,7 @@ def add_options(parser: pytest.Parser) -> None:
         help="fail for what would be skipped (a missing GPU, checkpoint, extra or baseline), for "
         "baselines that no test used and for bounds that nothing can fail",
     )
-    parser.addini("subnet_strict", "the same", type="bool", default=False)
+    parser.addini("subnet_strict", "as --subnet-strict", type="bool", default=False)
     parser.addini(
         "subnet_tolerances",
         "tolerances to count in every scan besides same bits and atol=1e-5, one a line: "

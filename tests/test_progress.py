@@ -129,3 +129,15 @@ def test_tqdm_is_not_imported_where_nothing_is_drawn() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert (done.stdout, done.stderr) == ("False\n", "")
+
+
+def test_a_line_is_written_where_bars_are_drawn(
+    terminal: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    progress.say("ranking, 155 matrices: about 4 min")
+    monkeypatch.setenv("CI", "true")
+    progress.say("in CI")
+    monkeypatch.delenv("CI")
+    with progress.shown_on(io.StringIO()):
+        progress.say("to nobody")
+    assert terminal() == "ranking, 155 matrices: about 4 min\r\n"

@@ -65,11 +65,12 @@ def _carry_out(argv: Sequence[str] | None) -> int:
     import importlib
 
     from pytest_subnet.errors import SubnetError
+    from pytest_subnet.text import redacted
 
     command = importlib.import_module(f"pytest_subnet.cli.{arguments.command}")
     try:
         command.run(arguments)
     except SubnetError as error:
-        print(f"pytest-subnet: {error}", file=sys.stderr)
+        print(f"pytest-subnet: {redacted(str(error))}", file=sys.stderr)
         return _FAILED
     return 0

@@ -71,7 +71,8 @@ def _frozen(tensors: Sequence[Movement], still: set[str]) -> Iterator[Table]:
         yield Table("assert_frozen", keywords, [f"No bit of these kinds changed. {doubt}"])
     blocks = _blocks([each for each in tensors if each.kind not in kinds], still)
     if blocks:
-        yield Table("assert_frozen", {"include": blocks}, [f"Nor of these blocks. {doubt}"])
+        reason = f"No bit of these blocks changed. {doubt}"
+        yield Table("assert_frozen", {"include": blocks}, [reason])
 
 
 def _kinds(tensors: Iterable[Movement], holds: Callable[[Movement], bool]) -> list[str]:
@@ -185,5 +186,7 @@ def head_of(pair: ModelPair) -> list[str]:
         "to be read before it is used. Bounds say what this one run did; tighten those that "
         "matter, and leave out those that do not. Paths are as seen from the directory of "
         "this file.",
+        "Delete the line of tuned before this gates another run: a job that forgets "
+        "--subnet-tuned then fails, instead of judging this run again.",
         *(f"Note: {safe(note)}" for note in pair.notes),
     ]

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
+import sys
 from typing import TYPE_CHECKING
 
 from pytest_subnet.cli.arguments import PRINT
-from pytest_subnet.cli.output import check_page, check_target, columns, draws_blocks, show, write
-from pytest_subnet.cli.scanned import table_of
+from pytest_subnet.cli.output import check_page, check_target, columns, show, write
 from pytest_subnet.cli.sources import open_named, wanted
 from pytest_subnet.cli.stream import put
 from pytest_subnet.errors import PairMismatchError, SelectionError
 from pytest_subnet.pairs.selection import select
 from pytest_subnet.reports import html, json_file
 from pytest_subnet.reports.building import run_of
-from pytest_subnet.reports.terminal import summary
+from pytest_subnet.reports.scanned import left_out, table_of
+from pytest_subnet.reports.terminal import draws_blocks, summary
 from pytest_subnet.scan.gathering import gather, ledger
 from pytest_subnet.scan.tolerance import PAPER, SAME_BITS
 from pytest_subnet.text import facts, plural, safe
@@ -43,8 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
     pair = open_named(arguments, *sources)
     chosen, problems = selected(pair, wanted(arguments))
     gather(pair, (*chosen.rows, *chosen.apart), PAPER)
-    table = table_of(pair)
-    table["notes"] += [*_apart(pair, chosen), *_left_out(problems)]
+    table = table_of(pair, [*_apart(pair, chosen), *left_out(problems)])
     found = run_of([table]) if targets or arguments.json == PRINT else None
     if found is not None:
         for page, path in targets.items():
@@ -52,7 +52,8 @@ def run(arguments: argparse.Namespace) -> None:
     if found is not None and arguments.json == PRINT:
         put(json_file.page(found))
         return
-    text = summary(table, ascii_only=not draws_blocks(), width=columns(), verbose=arguments.verbose)
+    ascii_only = not draws_blocks(sys.stdout)
+    text = summary(table, ascii_only=ascii_only, width=columns(), verbose=arguments.verbose)
     show("\n\n".join([text, *_unpaired(problems)]))
 
 
@@ -88,12 +89,6 @@ def _apart(pair: ModelPair, chosen: Selection) -> list[str]:
         return []
     moved = int((ledger(pair).updated(SAME_BITS)[list(chosen.apart)] > 0).sum())
     return [f"{plural(len(chosen.apart), 'tensor')} apart (buffers, integers), {moved:,} moved"]
-
-
-def _left_out(problems: Sequence[Problem]) -> list[str]:
-    if not problems:
-        return []
-    return [f"{plural(len(problems), 'tensor')} not compared: no partner, or another shape"]
 
 
 def _unpaired(problems: Sequence[Problem]) -> list[str]:

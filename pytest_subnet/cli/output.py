@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pytest_subnet.cli.stream import put
 from pytest_subnet.errors import SubnetError
+from pytest_subnet.reports.terminal import no_command
 from pytest_subnet.text import safe
 
 if TYPE_CHECKING:
@@ -91,16 +92,6 @@ def columns() -> int:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
 
 
-def draws_blocks() -> bool:
-    """Whether the output can hold the characters of which bars are made."""
-    try:
-        "█▏".encode(sys.stdout.encoding or "utf-8")
-    except (UnicodeEncodeError, LookupError):
-        return False
-    return True
-
-
 def show(text: str) -> None:
     """Print `text`; in the log of a GitHub job no line of it is a command to its runner."""
-    lines = text.replace("##[", "# #[").splitlines()
-    put("".join(f"'{line}\n" if line.lstrip().startswith("::") else f"{line}\n" for line in lines))
+    put("".join(f"{no_command(line)}\n" for line in text.splitlines()))

@@ -6,6 +6,8 @@ import textwrap
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from pytest_subnet.text import redacted
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -50,7 +52,7 @@ def _comments(paragraphs: Iterable[str]) -> list[str]:
         f"# {line}\n"
         for paragraph in paragraphs
         for line in textwrap.wrap(
-            paragraph,
+            redacted(paragraph),
             _WIDTH,
             subsequent_indent="    " if paragraph.startswith(" ") else "",
             break_on_hyphens=False,

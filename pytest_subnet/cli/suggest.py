@@ -12,6 +12,7 @@ from pytest_subnet.cli.stream import put
 from pytest_subnet.errors import SelectionError, SubnetError
 from pytest_subnet.findings.sparsity import update_sparsity
 from pytest_subnet.pairs.opening import open_pair
+from pytest_subnet.text import redacted
 
 if TYPE_CHECKING:
     import argparse
@@ -90,7 +91,7 @@ def _named(base: str, tuned: str) -> tuple[dict[str, Value], list[str]]:
         except UnicodeEncodeError:
             unnamed.append(f"{side} is not named: its path is not valid Unicode.")
             continue
-        if is_url(source) and masked(source) != source:
+        if redacted(source) != source or (is_url(source) and masked(source) != source):
             unnamed.append(f"{side} is not named: its address may hold a secret.")
             continue
         names[side] = source

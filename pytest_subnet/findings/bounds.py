@@ -32,7 +32,8 @@ def check_range(at_least: float | None, at_most: float | None) -> None:
 def check_limit(name: str, value: float) -> None:
     """Raise unless `value` is a finite number of at least 0."""
     _check_number(name, value)
-    if not (value >= 0 and value <= sys.float_info.max):  # also NaN, and integers beyond a float
+    limit = value if isinstance(value, int) else float(value)  # numpy's float32 would overflow
+    if not (limit >= 0 and limit <= sys.float_info.max):  # also NaN, and integers beyond a float
         raise ValueError(f"{name}={value!r} is not a finite number of at least 0")
 
 

@@ -158,6 +158,7 @@ def _measure_matrix(
 ) -> DisplacementRanks:
     matrix = _check_matrix(source)
     named = _Named("matrix", None, "other", str(matrix.dtype).removeprefix("torch."))
+    displaced = _displace(named, matrix, _root_mean_square(matrix), operator, form)
     return DisplacementRanks(
         pair=spell_tensor(named.dtype, matrix.shape),
         of="matrix",
@@ -165,7 +166,7 @@ def _measure_matrix(
         form=form,
         matrices_total=1,
         notes=(),
-        per_tensor=(_rank_of(named, matrix, matrix, operator, form, expected),),
+        per_tensor=(_rank_of(named, displaced, operator, form, expected),),
     )
 
 
@@ -210,10 +211,19 @@ class _Displacing:
         """As `MatrixWork.measure`."""
         tensor = pair.tensors[matrix.row]
         named = _Named(matrix.name(tensor), tensor.layer, tensor.kind, tensor.dtype)
-        stored = read_side(pair, matrix, "base" if self.of == "base" else "tuned")
-        source = read_update(pair, matrix, grids=()).delta if self.of == "update" else stored
+        displaced = self._displaced(pair, matrix, named)
+        return _rank_of(named, displaced, self.operator, self.form, self.expected)
+
+    def _displaced(self, pair: ModelPair, matrix: Matrix, named: _Named) -> _Displaced:
+        source = read_side(pair, matrix, "base" if self.of == "base" else "tuned")
+        spread = _root_mean_square(source)
+        if self.of == "update":
+            del source  # both would be in memory
+            source = read_update(pair, matrix, grids=()).delta
+        elif source.itemsize < 4:
+            source = source.float()  # once, not for each step
         try:
-            return _rank_of(named, source, stored, self.operator, self.form, self.expected)
+            return _displace(named, source, spread, self.operator, self.form)
         except ValueError as error:
             raise ValueError(f"{safe(named.name)}: {error}") from None
 
@@ -227,25 +237,44 @@ class _Named(NamedTuple):
     dtype: str
 
 
-def _rank_of(
+class _Displaced(NamedTuple):
+    """What is left of a matrix after its displacement.
+
+    Attributes:
+        moved: `[m, n]`, the displacement; the matrix itself is not in memory any more.
+        spread: root mean square of what was rounded to the storage dtype.
+    """
+
+    moved: torch.Tensor
+    spread: float
+
+
+def _displace(
     named: _Named,
     source: torch.Tensor,
-    stored: torch.Tensor,
+    spread: float,
     operator: DisplacementOperator,
     form: Form,
-    expected: int,
-) -> DisplacementRank:
-    """The displacement rank of `source`, which was rounded as `stored` was."""
-    size = math.sqrt(_mean_square(stored))
-    if not math.isfinite(size):
+) -> _Displaced:
+    if not math.isfinite(spread):
         raise SelectionError(f"{safe(named.name)} holds NaN or Inf and has no displacement rank")
     if not bool(source.any()):
         raise SelectionError(
             f"{safe(named.name)} holds zeros alone, and every displacement of it has rank 0"
         )
-    shape = (source.shape[0], source.shape[1])
-    tolerance = _tolerance(named.dtype, size * operator.noise(shape, form), shape)
-    moved = operator.displacement(source, form)
+    return _Displaced(operator.displacement(source, form), spread)
+
+
+def _rank_of(
+    named: _Named,
+    displaced: _Displaced,
+    operator: DisplacementOperator,
+    form: Form,
+    expected: int,
+) -> DisplacementRank:
+    moved, spread = displaced
+    shape = (moved.shape[0], moved.shape[1])
+    tolerance = _tolerance(named.dtype, spread * operator.noise(shape, form), shape)
     counted = count_above(moved, tolerance, expected=expected)
     return DisplacementRank(
         name=named.name,
@@ -261,11 +290,10 @@ def _rank_of(
     )
 
 
-def _mean_square(matrix: torch.Tensor) -> float:
-    import torch
+def _root_mean_square(matrix: torch.Tensor) -> float:
+    from pytest_subnet.findings.spectra import frobenius_norm
 
-    norm = float(torch.linalg.vector_norm(matrix, dtype=torch.float64))
-    return norm * norm / matrix.numel()
+    return frobenius_norm(matrix) / math.sqrt(matrix.numel())
 
 
 def _tolerance(dtype: str, spread: float, shape: tuple[int, int]) -> float:

@@ -139,7 +139,7 @@ def _templates(directory: Path, inside: object) -> dict[str, object]:
         files.update({path.stem: path for path in sorted(more.glob("*.jinja"))})
     for name, path in files.items():
         if exists(path):
-            found[name] = _bytes(path).decode("utf-8", "replace")
+            found[name] = _bytes(path).decode("utf-8", "backslashreplace")
     return {name: _as_jinja_reads(text) for name, text in found.items()}
 
 
@@ -152,7 +152,7 @@ def _as_jinja_reads(text: object) -> object:
 
 def _lines(path: Path) -> list[str]:
     """The lines of a vocabulary or of merges, without the comment that names the version."""
-    lines = _bytes(path).decode("utf-8", "replace").removesuffix("\n").split("\n")
+    lines = _bytes(path).decode("utf-8", "backslashreplace").removesuffix("\n").split("\n")
     return lines[1:] if lines[0].startswith("#version") else lines
 
 

@@ -3,54 +3,36 @@
 from __future__ import annotations
 
 import math
-from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_subnet import progress
-from pytest_subnet.checkpoints.dtypes import ARITHMETIC
 from pytest_subnet.errors import SelectionError
 from pytest_subnet.findings.bounds import check_fraction, check_message, warn_of_vacuous
 from pytest_subnet.findings.fingerprints import of_pair
+from pytest_subnet.findings.matrix_work import choose_matrices, measure_matrices
 from pytest_subnet.findings.rank_result import RankOfUpdate, UpdateRank
 from pytest_subnet.findings.rank_texts import nothing_moved, only_rounding, too_low
 from pytest_subnet.findings.result import Message, reworded
-from pytest_subnet.findings.spectra_batched import nbytes_of
-from pytest_subnet.findings.update_matrices import Matrix, grids_of, matrices_of, read_update
-from pytest_subnet.pairs.model_pair import ModelPair
-from pytest_subnet.pairs.selection import select
+from pytest_subnet.findings.update_matrices import grids_of, read_update
 from pytest_subnet.recording import record
-from pytest_subnet.scan.engines import MadeThere, ThisThread
-from pytest_subnet.scan.travelling import FileRanges, device_there
-from pytest_subnet.text import first_few, percent, plural, safe
+from pytest_subnet.text import plural, safe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Sequence
 
     import torch
 
     from pytest_subnet.findings.rank_result import Null
     from pytest_subnet.findings.spectra import Spectrum
-    from pytest_subnet.pairs import Selection
-    from pytest_subnet.pairs.model_pair import TensorPair
+    from pytest_subnet.findings.update_matrices import Matrix
+    from pytest_subnet.pairs import ModelPair
     from pytest_subnet.pairs.selection import Patterns
-    from pytest_subnet.scan.contracts import Engine, Work
 
 FLOAT32_EPS = 2.0**-23
 """Of the tolerance, for every dtype: the paper's script ranks updates in float32."""
 
 _TELLING = 4096
 """Entries from which on it tells something that all of them have short mantissas."""
-
-_KEY = "rank"
-
-_BATCHED_ON = "cuda"
-
-_BATCH_BYTES = 2 * 1024**3
-"""What a batch takes on a GPU, about; one matrix may take more."""
-
-Batch: TypeAlias = tuple[Matrix, ...]
 
 
 def update_rank(
@@ -95,15 +77,12 @@ def update_rank(
     1
     """
     _check_null(null)
-    selection = select(pair, include, exclude, kinds)
-    matrices = _matrices(pair, selection)
-    per_tensor = _measured(pair, matrices, effective=effective, null=null)
+    chosen = choose_matrices(pair, include, exclude, kinds, what="a rank")
+    per_tensor = _measured(pair, chosen.matrices, effective=effective, null=null)
     result = UpdateRank(
         pair=pair.label,
-        matrices_total=sum(
-            1 for row, each in enumerate(pair.tensors) for _ in matrices_of(row, each)
-        ),
-        notes=(*_notes(pair, selection), *_hidden_rounding(per_tensor)),
+        matrices_total=chosen.total,
+        notes=(*chosen.notes, *_hidden_rounding(per_tensor)),
         null=null,
         per_tensor=per_tensor,
         fingerprints=of_pair(pair),
@@ -115,44 +94,6 @@ def update_rank(
 def _check_null(null: Null) -> None:
     if null not in ("rounding", None):
         raise ValueError(f"null={null!r} is not one of 'rounding', None")
-
-
-def _matrices(pair: ModelPair, selection: Selection) -> list[Matrix]:
-    found = [each for row in selection.rows for each in matrices_of(row, pair.tensors[row])]
-    if not found:
-        raise SelectionError(
-            f"none of {plural(len(selection.rows) + len(selection.apart), 'selected tensor')} is a "
-            "weight of two dimensions or a stack of such, and only these have a rank"
-        )
-    rows = dict.fromkeys(each.row for each in found)
-    refused = [pair.tensors[row] for row in rows if pair.tensors[row].dtype not in ARITHMETIC]
-    if refused:
-        names = first_few([f"{each.name} ({each.dtype})" for each in refused])
-        raise SelectionError(
-            f"no difference is known for {plural(len(refused), 'selected matrix')}: {names}; leave "
-            "them out with exclude="
-        )
-    return found
-
-
-def _notes(pair: ModelPair, selection: Selection) -> tuple[str, ...]:
-    notes = [*pair.notes, *(f"{safe(name)} is tied, counted once" for name in pair.tied)]
-    tensors = [pair.tensors[row] for row in selection.rows]
-    left_out = [
-        each
-        for row, each in zip(selection.rows, tensors, strict=True)
-        if len(each.shape) > 2 and not any(matrices_of(row, each))
-    ]
-    if left_out:
-        entries = sum(each.numel for each in left_out)
-        share = percent(entries / sum(each.numel for each in tensors))
-        notes.append(
-            f"{plural(len(left_out), 'tensor')} left out (convolutions, no matrices), "
-            f"{plural(entries, 'entry')}: {share} of the selected weights"
-        )
-    if pair.problems:  # all of them were excluded, or there would be no measure
-        notes.append(f"{plural(len(pair.problems), 'tensor')} left out that cannot be compared")
-    return tuple(notes)
 
 
 def _hidden_rounding(matrices: Sequence[RankOfUpdate]) -> list[str]:
@@ -169,35 +110,15 @@ def _hidden_rounding(matrices: Sequence[RankOfUpdate]) -> list[str]:
 def _measured(
     pair: ModelPair, matrices: Sequence[Matrix], *, effective: bool, null: Null
 ) -> tuple[RankOfUpdate, ...]:
-    """The matrices asked for; what was counted of them before is not read again."""
-    with pair.lock:
-        known = pair.memory.setdefault(_KEY, {})
-        if not isinstance(known, dict):
-            raise TypeError(f"pair.memory[{_KEY!r}] is taken by {type(known).__name__}")
-        pair.check_unchanged()
-        if pair.base.is_live or pair.tuned.is_live:  # what was ranked may have been written to
-            known.clear()
-        missing = [
-            each
-            for each in matrices
-            if not _answers(known.get(each), effective, null is not None and _rounded(pair, each))
-        ]
-        if missing:
-            pair.check_second_names()
-            fresh: dict[Matrix, RankOfUpdate] = {}
-            batches = _batches(pair, missing)
-            nbytes = [sum(each.nbytes(pair.tensors[each.row]) for each in b) for b in batches]
-            engine, work = _shared_out(pair, missing, effective=effective, null=null)
-            with (
-                progress.bar(sum(nbytes), "ranking") as advance,
-                closing(engine.map(work, batches)) as done,
-            ):
-                for position, ranks in done:
-                    fresh.update(zip(batches[position], ranks, strict=True))
-                    advance(nbytes[position])
-            pair.check_unchanged()
-            known.update(fresh)
-        found = [known[each] for each in matrices]
+    """The matrices asked for; what was counted of them before answers for less, too."""
+
+    def answers(known: RankOfUpdate, matrix: Matrix) -> bool:
+        if effective and known.effective_rank is None:
+            return False
+        rounded = null is not None and bool(grids_of(pair.tensors[matrix.row]))
+        return not rounded or known.resolved_rank is not None
+
+    found = measure_matrices(pair, matrices, _Ranking(effective, null), answers=answers)
     return tuple(
         each._replace(
             resolved_rank=each.resolved_rank if null else None,
@@ -208,93 +129,22 @@ def _measured(
     )
 
 
-def _batches(pair: ModelPair, matrices: Sequence[Matrix]) -> list[Batch]:
-    """What is ranked at a time: on a GPU matrices of one shape together, else one by one."""
-    if pair.device is None or not pair.device.startswith(_BATCHED_ON):
-        return [(each,) for each in matrices]
-    alike: dict[tuple[tuple[int, int], bool], list[Matrix]] = {}
-    for each in matrices:
-        is_double = pair.tensors[each.row].dtype == "float64"
-        alike.setdefault((each.shape, is_double), []).append(each)
-    batches: list[Batch] = []
-    for (shape, is_double), group in alike.items():
-        size = max(1, _BATCH_BYTES // nbytes_of(*shape, 8 if is_double else 4))
-        batches += [tuple(group[first : first + size]) for first in range(0, len(group), size)]
-    return batches
-
-
-def _shared_out(
-    pair: ModelPair, matrices: Sequence[Matrix], *, effective: bool, null: Null
-) -> tuple[Engine, Work[Batch, tuple[RankOfUpdate, ...]]]:
-    """Who ranks, and how: one batch after the other here, each on all cores; else a task each.
-
-    Raises:
-        CheckpointError: they are to be ranked elsewhere, and a side is in no files.
-    """
-    if pair.engine != "ray":
-        return ThisThread(), _Ranking(pair, effective, null)
-    from pytest_subnet.scan.ray_engine import RayEngine
-
-    tensors = {row: pair.tensors[row] for row in dict.fromkeys(each.row for each in matrices)}
-    base = FileRanges.of(pair.base, [each.base_name for each in tensors.values()])
-    tuned = FileRanges.of(pair.tuned, [each.tuned_name for each in tensors.values()])
-    device = device_there(pair.device)
-
-    def paths_of(batch: Batch) -> set[str]:
-        names = [(tensors[each.row].base_name, tensors[each.row].tuned_name) for each in batch]
-        return set().union(*(base.paths_of(one) | tuned.paths_of(other) for one, other in names))
-
-    work = partial(_rank_files, base, tuned, pair.tensors, device, effective, null)
-    return RayEngine(paths_of, gpus=device == "cuda", together=1), MadeThere(work)
-
-
-def _rank_files(
-    base: FileRanges,
-    tuned: FileRanges,
-    tensors: Sequence[TensorPair],
-    device: str | None,
-    effective: bool,
-    null: Null,
-) -> _Ranking:
-    """The work of ranking what is in files, made where it is done."""
-    return _Ranking(ModelPair(base, tuned, tensors=tensors, device=device), effective, null)
-
-
 @dataclass(frozen=True)
 class _Ranking:
-    """`Work` that ranks matrices of a pair: those of a batch are of one shape."""
+    """`MatrixWork` that ranks updates; on a GPU those of one shape together."""
 
-    pair: ModelPair
     effective: bool
     null: Null
+    title = "ranking"
+    key = "rank"
 
-    @contextmanager
-    def open(self) -> Iterator[Callable[[Batch], tuple[RankOfUpdate, ...]]]:
-        """As `Work.open`."""
-        yield self._rank
+    def measure(self, pair: ModelPair, matrix: Matrix) -> RankOfUpdate:
+        """As `MatrixWork.measure`."""
+        return _rank_of(pair, matrix, effective=self.effective, null=self.null)
 
-    def _rank(self, batch: Batch) -> tuple[RankOfUpdate, ...]:
-        import torch
-
-        if len(batch) > 1:
-            try:
-                return _ranks_of(self.pair, batch, effective=self.effective, null=self.null)
-            except torch.cuda.OutOfMemoryError:
-                pass  # no room for all of them: one after the other
-        return tuple(
-            _rank_of(self.pair, each, effective=self.effective, null=self.null) for each in batch
-        )
-
-
-def _rounded(pair: ModelPair, matrix: Matrix) -> bool:
-    return bool(grids_of(pair.tensors[matrix.row]))
-
-
-def _answers(known: RankOfUpdate | None, effective: bool, resolved: bool) -> bool:
-    """Whether what is known of a matrix is all that is asked."""
-    if known is None or (effective and known.effective_rank is None):
-        return False
-    return not resolved or known.resolved_rank is not None
+    def measure_alike(self, pair: ModelPair, batch: Sequence[Matrix]) -> Sequence[RankOfUpdate]:
+        """As `MeasuresAlike.measure_alike`."""
+        return _ranks_of(pair, batch, effective=self.effective, null=self.null)
 
 
 class _Read(NamedTuple):
@@ -323,7 +173,7 @@ def _rank_of(pair: ModelPair, matrix: Matrix, *, effective: bool, null: Null) ->
 
 
 def _ranks_of(
-    pair: ModelPair, batch: Batch, *, effective: bool, null: Null
+    pair: ModelPair, batch: Sequence[Matrix], *, effective: bool, null: Null
 ) -> tuple[RankOfUpdate, ...]:
     """The same of matrices of one shape, with their spectra made and asked together."""
     from pytest_subnet.findings.spectra_batched import settle, spectra_of

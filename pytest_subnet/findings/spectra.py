@@ -18,6 +18,8 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     import torch
     from numpy.typing import NDArray
@@ -27,6 +29,9 @@ SMALL = 256
 
 COLUMNS = 2048
 """How much of the long side is in float64 at a time."""
+
+_ENTRIES = 1 << 22
+"""How many entries are looked at at once."""
 
 _FURTHEST = 1000
 """log2 of the largest factor by which updates are scaled; those of 1e-300 are 10 after it."""
@@ -151,12 +156,30 @@ def frobenius_norm(matrix: torch.Tensor) -> float:
     """The root of the sum of squares, added up in float64; no finite number with NaN or Inf."""
     import torch
 
-    return float(torch.linalg.vector_norm(matrix, dtype=torch.float64))
+    norm = torch.linalg.vector_norm
+    return math.hypot(*(float(norm(each, dtype=torch.float64)) for each in _blocks(matrix)))
+
+
+def is_finite(matrix: torch.Tensor) -> bool:
+    """Whether there is neither NaN nor Inf in it."""
+    return all(bool(each.isfinite().all()) for each in _blocks(matrix))
+
+
+def _blocks(matrix: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Some rows at a time: on a CPU torch makes a copy of all that it casts or compares."""
+    if matrix.device.type != "cpu":
+        return (matrix,)
+    step = max(1, _ENTRIES // max(1, matrix.shape[1]))
+    return [matrix[start : start + step] for start in range(0, len(matrix), step)] or [matrix]
 
 
 def without_zeros(matrix: torch.Tensor) -> torch.Tensor:
     """`matrix` without its rows and columns of zeros; itself where there are none."""
-    rows, columns = (matrix != 0).any(dim=1), (matrix != 0).any(dim=0)
+    import torch
+
+    moved = [(each.any(dim=1), each.any(dim=0)) for each in _blocks(matrix)]
+    rows = torch.cat([each for each, _ in moved])
+    columns = torch.stack([each for _, each in moved]).any(dim=0)
     if not rows.all():
         matrix = matrix[rows]
     return matrix if columns.all() else matrix[:, columns]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Literal
 
 from pytest_subnet.errors import SelectionError
 from pytest_subnet.findings.base_cache import remembered
@@ -174,7 +175,7 @@ def _certificate(
 
 @dataclass(frozen=True)
 class _Shifting:
-    """`MatrixWork` that compares the singular values of both sides."""
+    """`MatrixWork` that compares singular values; on a GPU of matrices of one shape together."""
 
     relative_to: RelativeTo
     title = "singular values"
@@ -186,12 +187,28 @@ class _Shifting:
 
     def measure(self, pair: ModelPair, matrix: Matrix) -> SingularShift:
         """As `MatrixWork.measure`."""
+        (row,) = self.measure_alike(pair, [matrix])
+        return row
+
+    def measure_alike(self, pair: ModelPair, batch: Sequence[Matrix]) -> list[SingularShift]:
+        """As `MeasuresAlike.measure_alike`."""
+        tuned = _values(pair, batch, "tuned")
+
+        @cache  # none of them is needed where all are remembered
+        def base() -> list[torch.Tensor]:
+            return _values(pair, batch, "base")
+
+        rows = []
+        for at, matrix in enumerate(batch):
+            (values,) = remembered(pair, matrix, ("values",), lambda at=at: (base()[at],))  # type: ignore[misc]
+            rows.append(self._row(pair, matrix, values, tuned[at]))
+        return rows
+
+    def _row(
+        self, pair: ModelPair, matrix: Matrix, base: torch.Tensor, tuned: torch.Tensor
+    ) -> SingularShift:
         tensor = pair.tensors[matrix.row]
         name = matrix.name(tensor)
-        (base,) = remembered(
-            pair, matrix, ("values",), lambda: (_values(read_side(pair, matrix, "base"), name),)
-        )
-        tuned = _values(read_side(pair, matrix, "tuned"), name)
         if not float(base[0]):
             raise SelectionError(
                 f"{safe(name)} of {pair.label} holds zeros alone in the base, and nothing is "
@@ -211,18 +228,33 @@ class _Shifting:
         )
 
 
-def _values(matrix: torch.Tensor, name: str) -> torch.Tensor:
-    """All singular values in order, float64, by the Gram matrix in float64."""
+def _values(
+    pair: ModelPair, batch: Sequence[Matrix], side: Literal["base", "tuned"]
+) -> list[torch.Tensor]:
+    """All singular values of each in order, float64, by the Gram matrix in float64."""
     import torch
 
-    from pytest_subnet.findings.spectra import Spectrum
+    from pytest_subnet.findings.spectra import Spectrum, is_finite
+    from pytest_subnet.findings.spectra_batched import spectra_of
 
-    if not bool(matrix.isfinite().all()):
-        raise SelectionError(f"{safe(name)} holds NaN or Inf and has no singular values")
-    found = Spectrum(matrix, all_values=True).values()
-    values = torch.zeros(min(matrix.shape), dtype=torch.float64)
-    values[: len(found)] = found.sort(descending=True).values  # zero rows and columns were dropped
-    return values
+    sides = []
+    for matrix in batch:
+        stored = read_side(pair, matrix, side)
+        if not is_finite(stored):
+            name = safe(matrix.name(pair.tensors[matrix.row]))
+            raise SelectionError(f"{name} holds NaN or Inf and has no singular values")
+        sides.append(stored)
+    if len(sides) > 1:
+        spectra = spectra_of(sides, all_values=True)
+    else:
+        spectra = [Spectrum(stored, all_values=True) for stored in sides]
+    found = []
+    for matrix, spectrum in zip(batch, spectra, strict=True):
+        values = torch.zeros(min(matrix.shape), dtype=torch.float64)
+        some = spectrum.values()  # rows and columns of zeros may have been dropped
+        values[: len(some)] = some.sort(descending=True).values
+        found.append(values)
+    return found
 
 
 def _shift(

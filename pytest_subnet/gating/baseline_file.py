@@ -6,6 +6,7 @@ import json
 import math
 import re
 import stat
+import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, TypeAlias, cast
 
@@ -258,6 +259,8 @@ def _number(value: object, where: str) -> Number:
         raise _WrongError(f"{where} is {_spelled(value)}, not a number")
     if isinstance(value, float) and not math.isfinite(value):
         raise _WrongError(f"{where} is {value}, which is not finite")
+    if abs(value) > sys.float_info.max:
+        raise _WrongError(f"{where} is {short(value)}, which no result has")
     return value
 
 

@@ -37,20 +37,26 @@ class Change(NamedTuple):
         """`-0.05, ±0.02 allowed`."""
         delta = self.now - self.recorded
         by = f"{delta:+.6g}" if isinstance(delta, float) else f"{delta:+,}"
-        limit = f"{self.within:,}" if isinstance(self.within, int) else f"{self.within:g}"
+        limit = f"{self.within:,}" if isinstance(self.within, int) else f"{float(self.within):g}"
         return f"{by}, ±{limit} allowed"
 
 
-def missing(name: str, place: str, command: str) -> str:
-    """There is nothing to compare with."""
+def missing(name: str, place: str, command: str, *, is_there: bool = True) -> str:
+    """There is nothing to compare with; `is_there` says whether there is a file at all."""
+    where = place if is_there else f"{place}   (there is no such file: is it committed?)"
     return facts(
         f"no baseline for {safe(name)} was recorded",
-        [("baseline", place), ("to record", command)],
+        [("baseline", where), ("to record", command)],
     )
 
 
 def other_base(
-    name: str, before: Mapping[str, str], here: Mapping[str, str], place: str, command: str
+    name: str,
+    before: Mapping[str, str],
+    here: Mapping[str, str],
+    tuned: str,
+    place: str,
+    command: str,
 ) -> str:
     """What was recorded is of another base, and says nothing of this one."""
     rows = []
@@ -60,6 +66,8 @@ def other_base(
                 (safe(role), f"recorded {known or 'of an unknown one'}"),
                 ("", f"here     {here[role] or 'unknown'}"),
             ]
+    if tuned and tuned in here.values():
+        rows.append(("usually", "base and tuned are swapped: this base was recorded as tuned"))
     return facts(
         f"{safe(name)} was recorded for another base",
         [*rows, ("baseline", place), ("to accept", command)],

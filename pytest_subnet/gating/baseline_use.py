@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypedDict
 import pytest
 
 from pytest_subnet.devices import follows
-from pytest_subnet.marker import _short
+from pytest_subnet.marker import short_name
 from pytest_subnet.settings import settings_key
 from pytest_subnet.text import plural, printable, redacted, safe
 
@@ -79,7 +79,7 @@ def name_of(item: pytest.Item) -> str:
     mark, callspec = item.get_closest_marker("model_pair"), getattr(item, "callspec", None)
     if mark is None or callspec is None or "model_pair" not in callspec.params:
         return item.name
-    pair = "-".join(_short(callspec.params["model_pair"][side]) for side in ("base", "tuned"))
+    pair = "-".join(short_name(callspec.params["model_pair"][side]) for side in ("base", "tuned"))
     start, bracket, _ = item.name.partition("[")
     parts = f"-{callspec.id}-".replace(f"-{pair}-", "-", 1)[1:-1] if bracket else ""
     return f"{start}[{parts}]" if parts else start
@@ -242,7 +242,8 @@ def _unused(files: Mapping[str, Used], config: pytest.Config) -> Iterator[str]:
         try:
             recorded = file.read()
         except SubnetError as error:
-            yield str(error)
+            if not seen["used"]:  # else it is what the test failed for
+                yield str(error)
             continue
         used = {(test, name) for test, name in seen["used"]}  # lists, where a worker sent them
         for test, entries in recorded.items():

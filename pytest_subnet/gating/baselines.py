@@ -162,7 +162,8 @@ class Baseline:
             read[self._file.path] = self._file.read()
         found = read[self._file.path].get(self._test, {}).get(name)
         if found is None:
-            raise SubnetError(missing(name, self._place, self._command))
+            is_there = self._file.path.exists()
+            raise SubnetError(missing(name, self._place, self._command, is_there=is_there))
         return found
 
     def _check_same_measure(
@@ -172,7 +173,8 @@ class Baseline:
         before = {role: recorded.fingerprints.get(role, "") for role in bases}
         here = {role: now.get(role, "") for role in bases}
         if before != here:
-            raise SubnetError(other_base(name, before, here, self._place, self._command))
+            tuned = recorded.fingerprints.get("tuned", "")
+            raise SubnetError(other_base(name, before, here, tuned, self._place, self._command))
         for before_it, here_it in (
             (recorded.under, _under(said)),
             (recorded.coverage, _coverage(said)),
@@ -362,9 +364,10 @@ def _check_fingerprints(finding: str, prints: Mapping[str, object]) -> None:
             )
 
 
-def _exact(number: float) -> Fraction:
-    # As it is written: 0.72 is within 0.02 of 0.7, which a difference of floats is not.
-    return Fraction(repr(number)) if isinstance(number, float) else Fraction(number)
+def _exact(number: object) -> Fraction:
+    # As it is written: 0.72 is within 0.02 of 0.7, which a difference of floats is not. Tolerances
+    # may be numpy's, whose repr() is no number.
+    return Fraction(int(number)) if isinstance(number, Integral) else Fraction(str(number))
 
 
 def _distance(change: Change) -> Fraction:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from pytest_subnet.scan.tolerance import Tolerance
     from pytest_subnet.trajectories import Trajectory
 
-
 SUFFIX = ".subnet.toml"
+"""How the name of a policy ends."""
 
 
 def collect_policy(file_path: Path, parent: pytest.Collector) -> PolicyFile | None:
@@ -107,10 +107,14 @@ class _Judged:
         )
         sides = {"base": settings.base, "tuned": settings.tuned}
         self._sides = {side: source for side, source in sides.items() if source is not None}
-        if policy.trajectory is None and len(self._sides) < 2:
-            lines = " and ".join(f'{side} = "…"' for side in sides if side not in self._sides)
+        absent = [side for side in sides if side not in self._sides]
+        if policy.trajectory is None and absent:
+            options = " and ".join(f"--subnet-{side}" for side in absent)
+            lines = " and ".join(f'{side} = "…"' for side in absent)
             raise SubnetError(
-                f"{policy.label}: {settings.missing()}; or write {lines} at the top of the file"
+                f"{policy.label}: no {' and no '.join(absent)} checkpoint is named: pass {options} "
+                f"on the command line, or write {lines} at the top of the file; a run that judges "
+                "no release leaves the file out with --ignore"
             )
 
     def pair(self, other: str | None = None) -> ModelPair:

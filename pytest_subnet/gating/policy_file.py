@@ -27,6 +27,7 @@ _LARGEST = 32 * 1024
 _LONGEST_LINE = 2_000
 """Characters: a key of 15,000 steps takes the parser a minute."""
 _WHERE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
+_TWICE = re.compile(r"\s*\[(\w+)\]\s*(?:#.*)?")
 _SPELLED = {"int": "a number", "float": "a number", "list": "an array", "dict": "a table"}
 
 
@@ -134,14 +135,17 @@ class _Reader:
         line = int(where[1] or len(lines))
         column = int(where[2] or len(lines[line - 1]) + 1)
         reason = short(reason[: where.start()])
-        shown = redacted(short(lines[line - 1]))
+        twice = _TWICE.fullmatch(lines[line - 1])
+        if reason.endswith(" twice") and twice:
+            reason += f"; several of a name are written [[{safe(twice[1])}]], the first one too"
+        shown = short(redacted(lines[line - 1]))
         return f"{self.label}:{line}:{column}: not TOML: {reason}\n    {shown}"
 
     def _fail(
         self, text: str, name: str, number: int | None = None, key: str | None = None
     ) -> NoReturn:
         line = self.lines.of(name, number, key)
-        raise SubnetError(f"{self.label}{'' if line is None else f':{line}'}: {text}")
+        raise SubnetError(f"{self.label}{'' if line is None else f':{line}'}: {redacted(text)}")
 
     def policy(self) -> Policy:
         """The whole of it."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_subnet.errors import VacuousBoundWarning
+from pytest_subnet.gating.policies import SUFFIX
 from pytest_subnet.settings import shown
 from pytest_subnet.text import facts, redacted, safe
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _ERROR = f"error::{VacuousBoundWarning.__module__}.{VacuousBoundWarning.__name__}"
-_POLICY = ".subnet.toml"
 _REMEDY = "give the test what it lacks, or leave it out by name: --deselect, --ignore, -k or -m"
 
 
@@ -89,8 +89,8 @@ class _Strict:
     def _is_ours(self, path: Path) -> bool:
         """Whether a file is a policy or names this package or a fixture of it; a directory, one."""
         if path.is_dir():  # its conftest.py skipped whatever is in it
-            return any(map(self._is_ours, (*path.rglob("*.py"), *path.rglob(f"*{_POLICY}"))))
-        if path.name.endswith(_POLICY):
+            return any(map(self._is_ours, (*path.rglob("*.py"), *path.rglob(f"*{SUFFIX}"))))
+        if path.name.endswith(SUFFIX):
             return True
         try:
             text = path.read_text(encoding="utf-8", errors="replace")

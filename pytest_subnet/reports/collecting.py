@@ -41,6 +41,15 @@ _RANKS: dict[Outcome, int] = {
     "failed": 5,
 }
 """A test that fails, then errs in its teardown, has failed."""
+_NARROWS = {
+    "keyword": "-k",
+    "markexpr": "-m",
+    "deselect": "--deselect",
+    "ignore": "--ignore",
+    "ignore_glob": "--ignore-glob",
+    "lf": "--lf",
+}
+"""Options that leave tests out, by their `dest`."""
 
 
 def collect_run(config: pytest.Config, *, fixtures: Collection[str]) -> None:
@@ -140,7 +149,7 @@ class _Collector:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """One phase of a test, or one of its subtests, is over."""
         is_whole = type(report) is pytest.TestReport
-        key = report.nodeid, getattr(report, "worker_id", "")
+        key = report.nodeid, _worker_of(report)
         if key not in self._tests or (is_whole and report.when == "setup"):  # anew: a rerun
             self._tests[key] = _started(report)
             self._done.discard(key)
@@ -171,7 +180,7 @@ class _Collector:
             self._config.stash[report_key].tables(),
             tests=tests,
             passed=passed,
-            settings=_environment(settings),
+            settings={**_environment(settings), **_narrowed(self._config)},
         )
         if settings.report:
             self._write(self._run, settings.report, session)
@@ -200,6 +209,12 @@ class _Collector:
         if settings.report and self._is_written:
             name = text(shown(str(settings.report), settings.root))
             terminalreporter.write_line(f"subnet: report written to {name}")
+
+
+def _worker_of(report: pytest.TestReport) -> str:
+    """The worker that ran the test; what xdist itself says of one that crashed names its node."""
+    node = getattr(report, "node", None)
+    return getattr(report, "worker_id", "") or (node.gateway.id if node is not None else "")
 
 
 def _started(report: pytest.TestReport) -> Test:
@@ -259,4 +274,19 @@ def _environment(settings: Settings) -> dict[str, str]:
     if settings.tolerances:
         found["tolerances"] = ", ".join(settings.tolerances)
     found["strict"] = "yes" if settings.strict else "no"
+    if settings.write_baselines:
+        found["baselines"] = "written, not compared"
     return found
+
+
+def _narrowed(config: pytest.Config) -> dict[str, str]:
+    """What took tests out of the run: a reader of "passed" would take them for passed, too."""
+    given = {option: config.getoption(name, None) for name, option in _NARROWS.items()}
+    words = [
+        option if value is True else f"{option} {each}"
+        for option, value in given.items()
+        if value
+        for each in (value if isinstance(value, list | tuple) else [value])
+    ]
+    words += [argument for argument in config.args if "::" in argument]
+    return {"selection": ", ".join(words)} if words else {}

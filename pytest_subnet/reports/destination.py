@@ -42,6 +42,13 @@ def check_destination(path: Path, name: str) -> None:
             f"{option}, and a page needs {' and '.join(missing)}: "
             'pip install "pytest-subnet[report]", or name a file that ends in .json or .md'
         )
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):  # what is missing is named below
+        pass
+    except (OSError, ValueError) as error:  # too long, a null byte, a directory to keep out of
+        reason = getattr(error, "strerror", None) or error
+        raise pytest.UsageError(f"{option}, and no file can be made there ({reason})") from None
     if path.is_dir():
         raise pytest.UsageError(f"{option}, which is a directory; name a file in it")
     if not path.parent.is_dir():

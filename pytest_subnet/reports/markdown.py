@@ -20,6 +20,8 @@ _NUMBERS = 4
 _LONGEST = 20_000
 _FENCE = re.compile(r"`{3,}")
 _ORDER = ("failed", "error", "skipped", "xfailed", "xpassed", "passed")
+_UNLESS = ("selection", "baselines")
+"""Of the environment: what did not run, or was not compared, and so did not pass."""
 _NOT_PLAIN = re.compile(r"[^\w ,;.%=+?/()-]|_|www\.")
 
 
@@ -48,7 +50,12 @@ def _verdict(run: Run) -> str:
     if not run["tests"] and run["passed"]:
         return f"{plural(len(run['pairs']), 'pair')} measured, no test judged it"
     if run["passed"]:
-        return f"passed ({found})"
+        but = "".join(
+            f"; {key} {code(run['environment'][key])}"
+            for key in _UNLESS
+            if key in run["environment"]
+        )
+        return f"passed ({found}{but})"
     judged = counts.get("passed") and not (counts.get("failed") or counts.get("error"))
     elsewhere = "; stopped, or failed for something else than a test: see the log"
     return f"NOT PASSED ({found or 'no test ran'}{elsewhere if judged else ''})"

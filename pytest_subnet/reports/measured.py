@@ -139,4 +139,5 @@ def lines(message: str) -> str:
 def tensor_name(name: str) -> str:
     """The name of a tensor as every report has it."""
     # Most names are what they seem, and there may be 20,000 of them.
+    name = redacted(name)
     return name if len(name) <= 200 and name.isprintable() else safe(name)

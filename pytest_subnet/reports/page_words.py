@@ -44,10 +44,15 @@ def verdict_of(run: Run) -> dict[str, str]:
         compared = plural(len(run["pairs"]), "pair")
         return {"tone": "plain", "title": "Measured", "details": f"{compared}; no test judged it"}
     if run["passed"]:
-        return {"tone": "passed", "title": "Passed", "details": details}
+        unless = {key: run["environment"].get(key) for key in ("selection", "baselines")}
+        but = "".join(f"; {key} {safe(value)}" for key, value in unless.items() if value)
+        return {"tone": "passed", "title": "Passed", "details": f"{details}{but}"}
     if counts.get("failed") or counts.get("error"):
         return {"tone": "failed", "title": "Failed", "details": details}
-    return {"tone": "failed", "title": "Not passed", "details": f"{details}: nothing was judged"}
+    why = "nothing was judged"
+    if counts.get("passed"):
+        why = "stopped, or failed for something else than a test"
+    return {"tone": "failed", "title": "Not passed", "details": f"{details}: {why}"}
 
 
 def entry_of(test: Test) -> dict[str, object]:

@@ -120,7 +120,8 @@ class Run(TypedDict):
         counts: tests by outcome.
         tests: in the order in which they ran; none where no tests did (`pytest-subnet diff`).
         pairs: in the order of their labels.
-        environment: versions, platform, device, engine, settings: what and which.
+        environment: versions, platform, device, engine, settings: what and which; `selection` where
+            options left tests out, `baselines` where they were not compared.
     """
 
     version: int

@@ -43,10 +43,11 @@ def write_summary(
         return
     reporter.write_sep("=", "subnet: what moved")
     width = shutil.get_terminal_size().columns
+    ascii_only = not draws_blocks(sys.__stdout__)
     for number, each in enumerate(tables):
         if number:
             reporter.write_line("")
-        text = summary(each, ascii_only=not _draws_blocks(), width=width, verbose=verbose)
+        text = summary(each, ascii_only=ascii_only, width=width, verbose=verbose)
         for line in text.splitlines():
             reporter.write_line(no_command(line))
 
@@ -229,8 +230,9 @@ def _groups(rows: Iterable[Row], key: Callable[[Row], KeyT]) -> dict[KeyT, _Coun
     return {name: _add(members) for name, members in found.items()}
 
 
-def _draws_blocks() -> bool:
-    encoding = getattr(sys.__stdout__, "encoding", None) or "utf-8"
+def draws_blocks(stream: TextIO | None) -> bool:
+    """Whether `stream` can hold the characters of which bars are made."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
     try:
         "█▏".encode(encoding)
     except (UnicodeEncodeError, LookupError):

@@ -65,7 +65,9 @@ _PACKAGES = ("pytest-subnet", "torch", "peft", "compressed-tensors")
 class NoCache:
     """Keeps nothing: what this process has not counted is read."""
 
-    def turn(self) -> AbstractContextManager[None]:
+    place = None
+
+    def turn(self, what: str = "") -> AbstractContextManager[None]:
         """Nobody has to wait."""
         return nullcontext()
 
@@ -165,12 +167,18 @@ class ScanCache:
         self._unwritten = 0
         self._file_was: tuple[int, ...] | None = None
 
+    @property
+    def place(self) -> tuple[Path, str]:
+        """The directory, and what tells the pair from any other, for what else is kept of it."""
+        return self._directory, self._key
+
     @contextmanager
-    def turn(self) -> Iterator[None]:
+    def turn(self, what: str = "") -> Iterator[None]:
         """Wait until no other process scans the pair, and make the others wait.
 
-        The system ends the turn of a process that is killed. After a while, or where files cannot
-        be locked, there is no waiting: the pair is then read twice, and counted the same.
+        What else is done to it, under a name of its own, does not wait for scans. The system ends
+        the turn of a process that is killed. After a while, or where files cannot be locked, there
+        is no waiting: the pair is then read twice, and counted the same.
         """
         from filelock import FileLock
 
@@ -179,7 +187,7 @@ class ScanCache:
             # filelock warns, which may be an error here, where all it could do is a lesser lock.
             with suppress(OSError, NotImplementedError, Warning):
                 self._directory.mkdir(parents=True, exist_ok=True)
-                lock = FileLock(self._directory / f"{self._key}.lock", timeout=patience)
+                lock = FileLock(self._directory / f"{self._key}{what}.lock", timeout=patience)
                 stack.enter_context(lock)
             yield
 

@@ -96,6 +96,11 @@ def test_the_script_is_this_program():
             "pytest-subnet diff: error: argument --device: 'gpu' is none of cpu, cuda, cuda:N",
         ),
         (
+            ["diff", "a", "b", "--device", "cuda:99999999999999999999"],
+            "pytest-subnet diff: error: argument --device: 'cuda:99999999999999999999' is none of "
+            "cpu, cuda, cuda:N",
+        ),
+        (
             ["overlap", "a", "b", "--as-dtype", "float32"],
             "pytest-subnet overlap: error: --as-dtype says how checkpoints are compared, and masks "
             "have their entries already; give --base and two tuned models",
@@ -116,6 +121,17 @@ def test_what_cannot_be_done_is_one_line_and_exits_with_1(run_apart):
     assert found.stdout == ""
     assert found.stderr.startswith("pytest-subnet: no checkpoint at nowhere\\x1b[31m: there is no")
     assert len(found.stderr.splitlines()) == 1
+
+
+def test_no_token_is_shown_in_an_error(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    code, _, complaint = run("diff", "./hf_AbCdEfGhIjKlMnOpQrStUvWx/base", "tuned")
+
+    assert code == 1
+    assert complaint.startswith("pytest-subnet: ")
+    assert "hf_…/base" in complaint
+    assert "AbCdEf" not in complaint
 
 
 def imported(found):

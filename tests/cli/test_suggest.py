@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ POLICY = """\
 # What base -> tuned shows, as bounds for the next run: written by pytest-subnet suggest, to be
 # read before it is used. Bounds say what this one run did; tighten those that matter, and leave
 # out those that do not. Paths are as seen from the directory of this file.
+# Delete the line of tuned before this gates another run: a job that forgets --subnet-tuned then
+# fails, instead of judging this run again.
 
 base = "base"
 tuned = "tuned"
@@ -243,3 +246,17 @@ def test_addresses_with_secrets_are_not_written(pair):
     assert "base" not in tomllib.loads(text)
     assert tomllib.loads(text)["tuned"] == "hf://org/name"
     assert "# base is not named: its address may hold a secret.\n" in text
+
+
+def test_tokens_in_paths_are_not_written(pair):
+    token = "hf_AbCdEfGhIjKlMnOpQrStUvWx"
+    for name in pair:
+        Path(token).mkdir(exist_ok=True)
+        Path(name).rename(Path(token, name))
+    paths = [f"{token}/{name}" for name in pair]
+
+    text = suggested(open_pair(*paths), *paths)
+
+    assert token not in text
+    assert text.startswith("# What hf_…/base -> hf_…/tuned shows, as bounds for the next run:")
+    assert not {"base", "tuned"} & tomllib.loads(text).keys()

@@ -326,6 +326,13 @@ def test_line_ends_that_jinja_does_not_see_are_no_difference(sides):
     assert_same_interface(opened(sides))
 
 
+def test_bytes_that_are_no_utf8_are_told_apart(sides):
+    for side, raw in zip(sides, (b"{{ '\xfe' }}", b"{{ '\xff' }}"), strict=True):
+        (side / "chat_template.jinja").write_bytes(raw)
+
+    assert places(same_interface(opened(sides))) == ["chat_template:default"]
+
+
 def test_named_templates_are_compared_one_by_one(sides):
     for side in sides:
         more = side / "additional_chat_templates"

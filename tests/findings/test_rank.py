@@ -419,7 +419,7 @@ def test_float8_has_no_differences():
     with pytest.raises(SelectionError) as caught:
         update_rank(open_pair(base, tuned))
     assert str(caught.value) == (
-        "no difference is known for 1 selected matrix: w\\x1b.weight (float8_e4m3fn); leave them "
+        "no arithmetic is known for 1 selected matrix: w\\x1b.weight (float8_e4m3fn); leave them "
         "out with exclude="
     )
 

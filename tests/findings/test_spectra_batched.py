@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pytest_subnet import SelectionError, open_pair, update_rank
-from pytest_subnet.findings import rank, spectra, spectra_batched
+from pytest_subnet.findings import matrix_engines, rank, spectra, spectra_batched
 from pytest_subnet.findings.rank import FLOAT32_EPS
 from pytest_subnet.findings.spectra import Spectrum
 from pytest_subnet.findings.spectra_batched import nbytes_of, settle, spectra_of
@@ -22,7 +22,7 @@ def large(monkeypatch):
 @pytest.fixture
 def batched(monkeypatch):
     """Batches on the CPU; gives how many matrices were in each."""
-    monkeypatch.setattr(rank, "_BATCHED_ON", "cpu")
+    monkeypatch.setattr(matrix_engines, "_BATCHED_ON", "cpu")
     sizes = []
     whole = rank._ranks_of
 
@@ -176,14 +176,14 @@ def test_ranks_are_those_of_one_by_one(dtype, through_gram, effective, batched, 
 
 def test_a_batch_takes_no_more_than_it_may(batched, monkeypatch):
     base, tuned = moved(torch.float32)
-    monkeypatch.setattr(rank, "_BATCH_BYTES", 2 * nbytes_of(48, 64, 4))
+    monkeypatch.setattr(matrix_engines, "_BATCH_BYTES", 2 * nbytes_of(48, 64, 4))
     expected = update_rank(open_pair(base, tuned)).rank
     assert update_rank(open_pair(base, tuned, device="cpu")).rank == expected
     assert batched == [2, 2, 2]  # and three alone: the fifth, the last of three, the largest
 
 
 def test_where_a_gpu_has_no_room_for_a_batch_they_are_ranked_one_by_one(monkeypatch):
-    monkeypatch.setattr(rank, "_BATCHED_ON", "cpu")
+    monkeypatch.setattr(matrix_engines, "_BATCHED_ON", "cpu")
 
     def full(*_, **__):
         raise torch.cuda.OutOfMemoryError("out of memory")

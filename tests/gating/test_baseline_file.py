@@ -209,6 +209,11 @@ ON = "of test_a update_sparsity"
             f"{RESTORE}",
         ),
         (
+            changed(numbers={"sparsity": 10**400}),
+            f"is no file of baselines: numbers.sparsity {ON} is 1{'0' * 199}…, which no result "
+            f"has; {RESTORE}",
+        ),
+        (
             changed(coverage={"numel": -1}),
             f"is no file of baselines: coverage.numel {ON} is -1, not a count; {RESTORE}",
         ),

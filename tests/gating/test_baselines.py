@@ -1,8 +1,10 @@
 """Results held to those recorded: what is compared, and what is said when they differ."""
 
 import json
+import re
 import textwrap
 from decimal import Decimal
+from fractions import Fraction
 from importlib.metadata import version
 
 import numpy as np
@@ -123,7 +125,8 @@ def test_a_missing_baseline_says_how_to_record_it(baseline_of):
     assert text == textwrap.dedent(
         """\
         no baseline for update_sparsity was recorded
-          baseline   subnet_baselines/test_gate.json, TestRun::TestFast::test_one[a b]
+          baseline   subnet_baselines/test_gate.json, TestRun::TestFast::test_one[a b]   \
+(there is no such file: is it committed?)
           to record  pytest 'test_gate.py::TestRun::TestFast::test_one[a b]' \
 --subnet-write-baselines"""
     )
@@ -388,6 +391,22 @@ def test_a_tolerance_holds_as_it_is_written(old, limit):
 @given(st.integers(0, 2**70), st.integers(0, 2**70), st.integers(0, 2**70))
 def test_counts_are_compared_exactly(old, new, limit):
     assert _is_beyond(Change("n", old, new, limit)) == (abs(new - old) > limit)
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.float16, Fraction])
+def test_a_tolerance_may_be_of_any_kind_of_number(recorded, kind):
+    baseline = recorded(Result(sparsity=0.5))
+    limit = kind("0.25") if kind is Fraction else kind(0.25)
+    baseline.check(Result(sparsity=0.75), within={"sparsity": limit})
+    baseline = recorded(Result(sparsity=0.5))
+    with pytest.raises(AssertionError, match=re.escape("(+0.375, ±0.25 allowed)")):
+        baseline.check(Result(sparsity=0.875), within={"sparsity": limit})
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8])
+def test_a_tolerance_may_be_a_count_of_numpy(recorded, kind):
+    baseline = recorded(Result(updated=200))
+    baseline.check(Result(updated=203), within={"updated": kind(3)})
 
 
 def test_hostile_names_are_escaped(recorded):

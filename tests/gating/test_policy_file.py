@@ -138,6 +138,21 @@ def test_passwords_in_addresses_are_not_shown(read):
     assert "https://host/run" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[assert_finite]\nTOKEN = 1\n", "unknown key hf_… in [assert_finite]"),
+        ("[assert_update_sparsity]\nat_least = 'TOKEN'\n", 'is the string "hf_…"; it takes'),
+        (f"base = {'x' * 188} TOKEN\n", "not TOML"),
+    ],
+)
+def test_tokens_are_not_shown(read, text, message):
+    with pytest.raises(SubnetError) as caught:
+        read(text.replace("TOKEN", "hf_AbCdEfGhIjKlMnOpQrStUvWx"))
+    assert message in str(caught.value)
+    assert "AbC" not in str(caught.value)
+
+
 def test_a_byte_order_mark_and_windows_line_ends_are_read(read):
     policy = read(b'\xef\xbb\xbfbase = "b"\r\n\r\n[assert_finite]\r\n')
     assert [each.line for each in policy.tables] == [3]
@@ -155,7 +170,8 @@ WRONG = {
     ),
     "table twice": (
         "[assert_finite]\n[assert_finite]\n",
-        "release.subnet.toml:2:15: not TOML: Cannot declare ('assert_finite',) twice\n"
+        "release.subnet.toml:2:15: not TOML: Cannot declare ('assert_finite',) twice; "
+        "several of a name are written [[assert_finite]], the first one too\n"
         "    [assert_finite]",
     ),
     "unknown table": (

@@ -197,3 +197,25 @@ def test_a_worker_that_dies_in_its_scan_is_not_waited_for(run_on_two_workers, pr
 
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*worker 'gw0' crashed*"])
+
+
+def test_what_was_measured_of_matrices_is_not_measured_again(run, project):
+    project.makepyfile(
+        """
+        from pytest_subnet import displacement_rank, singular_rotation, update_sparsity
+
+        def test_matrices(model_pair):
+            assert update_sparsity(model_pair).updated
+            assert displacement_rank(model_pair).per_tensor
+            assert singular_rotation(model_pair, k=1, null=None).per_tensor
+        """
+    )
+    runs = [run() for _ in range(2)]
+
+    for result in runs:
+        result.assert_outcomes(passed=1)
+    assert [hits(result) for result in runs] == [
+        [],
+        ["scan cache: nothing read, 10 tensors taken from it"],  # 4, and twice the matrices
+    ]
+    assert hits(run("--cache-clear")) == []

@@ -41,6 +41,29 @@ def test_under_xdist_the_controller_writes_it_once(project, run_apart, gate, sum
     assert summary.read_text().count("### `base -> tuned`") == 1
 
 
+def test_a_gate_in_which_its_worker_crashed_is_annotated_too(
+    project, run_apart, summary, pair_options
+):
+    pytest.importorskip("xdist")
+    project.makepyfile(
+        """
+        import os
+
+        def test_crash(model_pair):
+            os._exit(1)
+        """
+    )
+
+    result = run_apart("-n1", *pair_options)
+
+    assert annotations(result) == [
+        "::error file=test_a_gate_in_which_its_worker_crashed_is_annotated_too.py,line=3,"
+        "title=test_a_gate_in_which_its_worker_crashed_is_annotated_too.py%3A%3Atest_crash::worker "
+        "'gw0' crashed while running "
+        "'test_a_gate_in_which_its_worker_crashed_is_annotated_too.py::test_crash'"
+    ]
+
+
 def test_nothing_is_collected_by_tensor_for_it(project, gate, summary, pair_options):
     project.makeconftest(
         """

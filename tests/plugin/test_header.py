@@ -33,6 +33,18 @@ def test_what_could_steer_a_terminal_is_escaped(project):
     assert header(result) == [r"subnet: base \x1b[31m\nred"]
 
 
+def test_a_run_that_compares_with_no_baseline_says_so(project):
+    assert header(project.runpytest("--subnet-write-baselines")) == [
+        "subnet: writing baselines, comparing with none"
+    ]
+
+
+def test_no_token_is_shown(project):
+    result = project.runpytest("--subnet-base=runs/hf_AbCdEfGhIjKlMnOpQrStUvWx/base")
+
+    assert header(result) == ["subnet: base runs/hf_…/base"]
+
+
 @pytest.mark.parametrize("name", ["x" * 300, "null\0byte", "~nobody-here/x"])
 def test_a_name_that_no_file_can_have_is_not_looked_for_before_it_is_needed(project, name):
     result = project.runpytest(f"--subnet-base={name}")

@@ -110,15 +110,14 @@ def test_paths_are_relative_to_the_file(project, write):
 
 MISSING = {
     "": (
-        "release.subnet.toml: model_pair has no checkpoints: pass --subnet-base and --subnet-tuned "
-        "on the command line, set subnet_base and subnet_tuned in the ini file, or mark the test "
-        'with @pytest.mark.model_pair(base=…, tuned=…); or write base = "…" and tuned = "…" at '
-        "the top of the file"
+        "release.subnet.toml: no base and no tuned checkpoint is named: pass --subnet-base and "
+        '--subnet-tuned on the command line, or write base = "…" and tuned = "…" at the top of '
+        "the file; a run that judges no release leaves the file out with --ignore"
     ),
     'base = "base"\n': (
-        "release.subnet.toml: model_pair has no tuned checkpoint: pass --subnet-tuned on the "
-        'command line, or set subnet_tuned in the ini file; or write tuned = "…" at the top of '
-        "the file"
+        "release.subnet.toml: no tuned checkpoint is named: pass --subnet-tuned on the command "
+        'line, or write tuned = "…" at the top of the file; a run that judges no release leaves '
+        "the file out with --ignore"
     ),
 }
 

@@ -11,6 +11,9 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from pytest_subnet.reports import markdown
+from pytest_subnet.reports.page_words import verdict_of
+
 SCHEMA = json.loads(
     importlib.resources.files("pytest_subnet").joinpath("reports/schema.json").read_text("utf-8")
 )
@@ -289,6 +292,39 @@ def test_a_run_in_which_nothing_was_judged_or_that_was_stopped_has_not_passed(
     assert run["counts"] == counts
 
 
+@pytest.mark.parametrize(
+    ("options", "selection"),
+    [
+        (["-k", "test_holds"], "-k test_holds"),
+        (["--deselect", "test_two.py::test_fails"], "--deselect test_two.py::test_fails"),
+        (["test_two.py::test_holds"], "test_two.py::test_holds"),
+    ],
+)
+def test_what_was_left_out_is_said_beside_the_verdict(project, reported, options, selection):
+    project.makepyfile(test_two="def test_holds(): ...\ndef test_fails(): assert 0")
+
+    run = reported(*options)
+
+    assert run["passed"]
+    assert run["environment"]["selection"] == selection
+    assert markdown.page(run).startswith(
+        f"## pytest-subnet: passed (1 passed; selection `{selection}`)\n"
+    )
+    assert verdict_of(run)["details"].endswith(f"; selection {selection}")
+
+
+def test_a_run_that_compared_with_no_baseline_says_so(project, reported):
+    project.makepyfile(test_it="def test_it(): ...")
+
+    run = reported("--subnet-write-baselines")
+
+    assert run["environment"]["baselines"] == "written, not compared"
+    assert markdown.page(run).startswith(
+        "## pytest-subnet: passed (1 passed; baselines `written, not compared`)\n"
+    )
+    assert verdict_of(run)["details"].endswith("; baselines written, not compared")
+
+
 def test_what_others_fail_a_run_for_fails_the_report_too(project, reported):
     project.makepyfile(PASSES)
     project.makeconftest(
@@ -392,6 +428,26 @@ def test_a_directory_that_is_missing_is_found_out_at_the_start(project, gate, pa
         f"directory {project.path / 'reports'}; make it first",
         "",
     ]
+    assert scans == []
+
+
+@pytest.mark.parametrize(
+    ("name", "shown", "reason"),
+    [
+        (f"{'x' * 300}.json", f"{'x' * 150}…{'x' * 144}.json", "File name too long"),
+        ("null\0byte.json", r"null\\x00byte.json", "embedded null byte"),
+    ],
+)
+def test_a_name_that_no_file_can_have_is_found_out_at_the_start(
+    project, gate, pair_options, scans, name, shown, reason
+):
+    result = project.runpytest(*pair_options, f"--subnet-report={name}")
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert result.errlines[0] == (
+        f"ERROR: --subnet-report (or subnet_report) is '{shown}', and no file can be made there "
+        f"({reason})"
+    )
     assert scans == []
 
 

@@ -75,7 +75,7 @@ def test_record_compare_and_fail(project, pair_options, save_checkpoint):
     assert errors(missing).strip() == textwrap.dedent(
         f"""\
         pytest_subnet.errors.SubnetError: no baseline for update_sparsity was recorded
-          baseline   {place}
+          baseline   {place}   (there is no such file: is it committed?)
           to record  pytest test_gate.py::test_release {options} {WRITE}"""
     )
 
@@ -99,6 +99,8 @@ def test_record_compare_and_fail(project, pair_options, save_checkpoint):
     swapped = project.runpytest("--subnet-base=tuned", "--subnet-tuned=other")
     swapped.assert_outcomes(failed=1)
     assert "SubnetError: update_sparsity was recorded for another base" in errors(swapped)
+    swap = "  usually    base and tuned are swapped: this base was recorded as tuned"
+    assert swap in errors(swapped).splitlines()
 
 
 def test_the_pair_of_a_mark_is_no_part_of_the_name(project):
@@ -245,6 +247,13 @@ def test_a_broken_file_that_nobody_read_is_named(recorded):
     assert section(recorded.runpytest())[1].startswith(
         "  subnet_baselines/test_gate.json holds merge-conflict markers (line 1: <<<<<<<); keep"
     )
+
+
+def test_a_broken_file_that_a_test_needed_is_not_called_unused(recorded):
+    (recorded.path / "subnet_baselines/test_gate.json").write_text("<<<<<<< HEAD\n")
+    result = recorded.runpytest()
+    result.assert_outcomes(failed=2)
+    assert section(result) == []
 
 
 def test_workers_tell_what_they_used(recorded, run_apart):

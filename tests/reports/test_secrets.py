@@ -3,7 +3,7 @@
 import pytest
 
 from pytest_subnet.reports.building import run_of
-from pytest_subnet.reports.measured import lines, measured
+from pytest_subnet.reports.measured import lines, measured, tensor_name
 from pytest_subnet.reports.properties import PropertySink
 from pytest_subnet.reports.session import SessionReport
 from pytest_subnet.text import redacted
@@ -79,6 +79,17 @@ def test_none_reaches_a_run_or_a_property(text):
     found = f"{run}{measured(Result(), with_tensors=True)}{properties}"
     assert "secret" not in found.replace("X-Amz", "")
     assert TOKEN not in found
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        (f"layers.0.{TOKEN}.weight", "layers.0.hf_….weight"),
+        ("https://me:secret@host/x?X-Amz-Signature=secret", "https://host/x"),
+    ],
+)
+def test_none_comes_with_the_name_of_a_tensor(name, shown):
+    assert tensor_name(name) == shown
 
 
 def test_none_reaches_the_table_of_a_pair(files_with_secrets):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,9 @@ from pytest_subnet import (
     update_rank,
     update_sparsity,
 )
+from pytest_subnet.findings.displacement import displacement_rank
+from pytest_subnet.findings.rotation import singular_rotation
+from pytest_subnet.findings.spectrum import singular_shift
 from pytest_subnet.scan import PAPER, gathering, ray_cluster, ray_engine, units
 from pytest_subnet.scan.engines import ThreadEngine
 from pytest_subnet.scan.gathering import scan
@@ -153,6 +157,36 @@ def test_ranks_are_the_same(cluster: Any, checkpoints: Path) -> None:
         assert one.resolved_rank == other.resolved_rank
         assert one.largest == pytest.approx(other.largest, rel=1e-6)
         assert one.effective_rank == pytest.approx(other.effective_rank, rel=1e-6)
+
+
+def test_spectra_are_the_same(cluster: Any, tmp_path: Path) -> None:
+    """Also of a fused matrix, which the config takes apart where it is measured."""
+    random = torch.Generator().manual_seed(1)
+    base = {
+        f"layers.{i}.{kind}.weight": torch.randn(*shape, generator=random)
+        for i in range(2)
+        for kind, shape in (("qkv_proj", (48, 30)), ("up_proj", (40, 60)), ("experts", (3, 20, 24)))
+    }
+    tuned = {name: nudged(tensor, random) for name, tensor in base.items()}
+    for name, side in {"base": base, "tuned": tuned}.items():
+        (tmp_path / name).mkdir()
+        save_file(side, tmp_path / name / "model.safetensors")
+        (tmp_path / name / "config.json").write_text('{"num_attention_heads": 4}')
+    for rows, measure in (
+        (10, singular_shift),
+        (10, displacement_rank),
+        (10, partial(displacement_rank, of="update", operator="hankel", form="stein")),
+        (14, partial(singular_rotation, k=3, null="support")),
+    ):
+        there, here = (
+            measure(open_pair(tmp_path / "base", tmp_path / "tuned", engine=engine)).per_tensor
+            for engine in ("ray", "threads")
+        )
+        assert len(there) == len(here) == rows
+        for one, other in zip(there, here, strict=True):
+            for mine, theirs in zip(one, other, strict=True):
+                numbers = isinstance(theirs, float | tuple) and theirs
+                assert mine == (pytest.approx(theirs, rel=1e-5, abs=1e-9) if numbers else theirs)
 
 
 def test_a_matrix_without_singular_values_is_named_as_by_threads(
