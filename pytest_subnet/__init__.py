@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from pytest_subnet.findings.forgetting import assert_ood_restored as assert_ood_restored
     from pytest_subnet.findings.forgetting import ood_forgetting as ood_forgetting
     from pytest_subnet.findings.forgetting import ood_restored as ood_restored
+    from pytest_subnet.findings.geometry import assert_off_principal as assert_off_principal
+    from pytest_subnet.findings.geometry import update_geometry as update_geometry
+    from pytest_subnet.findings.geometry_consensus import consensus_jaccard as consensus_jaccard
+    from pytest_subnet.findings.geometry_cosine import task_vector_cosine as task_vector_cosine
     from pytest_subnet.findings.interface import assert_same_interface as assert_same_interface
     from pytest_subnet.findings.interface import same_interface as same_interface
     from pytest_subnet.findings.movement import assert_finite as assert_finite
@@ -101,6 +105,9 @@ _WHERE = {
         "ood_forgetting",
         "ood_restored",
     ),
+    "findings.geometry": ("assert_off_principal", "update_geometry"),
+    "findings.geometry_consensus": ("consensus_jaccard",),
+    "findings.geometry_cosine": ("task_vector_cosine",),
     "findings.interface": ("assert_same_interface", "same_interface"),
     "findings.movement": (
         "assert_finite",
