@@ -15,7 +15,7 @@ _ROUNDS = 50
 class ToeplitzLikeLinear(torch.nn.Module):
     """A linear layer whose matrix has displacement rank at most `rank`: 2 n `rank` numbers, not n².
 
-    The matrix is the upper left corner of Σ Z_1(g_i) Z_-1(h_i), with n the longer side: products of
+    The matrix is the upper left corner of Σ Z₁(gᵢ) Z₋₁(hᵢ), with n the longer side: products of
     a circulant and a skew-circulant matrix, multiplied by FFT in O(n log n). Square layers of rank
     2 hold all Toeplitz matrices and their inverses; of rank 4 all products of two.
 
@@ -130,7 +130,7 @@ def fit_displacement(matrix: torch.Tensor, rank: int) -> ToeplitzLikeLinear:
     Raises:
         ValueError: no matrix of finite real floats, or a rank out of range.
 
-    Source: the inversion formula of the displacement by Z_1 and Z_-1 (Pan 2001, example 4.4.4;
+    Source: the inversion formula of the displacement by Z₁ and Z₋₁ (Pan 2001, example 4.4.4;
     Sindhwani, Sainath and Kumar 2015, proposition 1).
 
     >>> ramp = torch.arange(8.0)
