@@ -78,6 +78,9 @@ if TYPE_CHECKING:
     from pytest_subnet.training.density_callback import DensityCallback as DensityCallback
     from pytest_subnet.training.inside import train_inside as train_inside
     from pytest_subnet.training.recorder import record_update as record_update
+    from pytest_subnet.training.restoring import (
+        restore_singular_vectors as restore_singular_vectors,
+    )
     from pytest_subnet.training.structured import ToeplitzLikeLinear as ToeplitzLikeLinear
     from pytest_subnet.training.structured import fit_displacement as fit_displacement
     from pytest_subnet.training.subnetwork_callback import SubnetworkCallback as SubnetworkCallback
@@ -133,6 +136,7 @@ _WHERE = {
     "training.density_callback": ("DensityCallback",),
     "training.inside": ("train_inside",),
     "training.recorder": ("record_update",),
+    "training.restoring": ("restore_singular_vectors",),
     "training.structured": ("ToeplitzLikeLinear", "fit_displacement"),
     "training.subnetwork_callback": ("SubnetworkCallback",),
     "trajectories.opening": ("open_trajectory",),

@@ -175,6 +175,7 @@ class _Rotating:
         return tuple(self._measure(pair, matrix, part) for part in parts)
 
     def _measure(self, pair: ModelPair, matrix: Matrix, part: Part) -> SingularRotation:
+        from pytest_subnet.findings.spectra import frobenius_norm
         from pytest_subnet.findings.subspaces import Subspace, leading
 
         tensor = pair.tensors[matrix.row]
@@ -200,8 +201,10 @@ class _Rotating:
         compared = _compare(base, tuned, stored)
         del stored
         delta = part.of(read_update(pair, matrix, grids=()).delta)
-        norm = _norm(delta)
-        mean, spread = self._null(pair, matrix, part, base, delta, norm)
+        norm = frobenius_norm(delta)
+        support = delta != 0 if self.null == "support" else None
+        del delta
+        mean, spread = self._null(pair, matrix, part, base, norm, support)
         sides = _SIDES[self.side]
         return SingularRotation(
             name=name,
@@ -231,14 +234,13 @@ class _Rotating:
         matrix: Matrix,
         part: Part,
         base: Subspace,
-        delta: torch.Tensor,
         norm: float,
+        support: torch.Tensor | None,
     ) -> tuple[float | None, float | None]:
         if self.null is None:
             return None, None
         if not norm:
             return 0.0, 0.0
-        support = delta != 0 if self.null == "support" else None
         turned = turned_by_chance(
             part.of(read_side(pair, matrix, "base")),
             base,
@@ -297,14 +299,10 @@ def _times(matrix: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
     return torch.cat([matrix[start : start + rows].double() @ basis for start in starts])
 
 
-def _norm(matrix: torch.Tensor) -> float:
-    import torch
-
-    return float(torch.linalg.vector_norm(matrix, dtype=torch.float64))
-
-
 def _checked(matrix: torch.Tensor, name: str) -> torch.Tensor:
-    if not bool(matrix.isfinite().all()):
+    from pytest_subnet.findings.spectra import is_finite
+
+    if not is_finite(matrix):
         raise SelectionError(f"{safe(name)} holds NaN or Inf and has no singular directions")
     return matrix
 

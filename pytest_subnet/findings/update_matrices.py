@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pytest_subnet.pairs import ModelPair
     from pytest_subnet.pairs.model_pair import TensorPair
 
-_ENTRIES = 1 << 24
+_ENTRIES = 1 << 23
 """How many entries of each side are in memory at a time, besides the difference."""
 
 _WIDE = 1 << 22

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_subnet.checkpoints.base import TensorInfo
 from pytest_subnet.checkpoints.dtypes import DTYPES
 from pytest_subnet.checkpoints.files import names_in
 from pytest_subnet.checkpoints.folders import is_state
@@ -23,7 +22,7 @@ from pytest_subnet.text import safe
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from pytest_subnet.checkpoints import Checkpoint
+    from pytest_subnet.checkpoints import Checkpoint, TensorInfo
 
     Edited = Callable[[str], "Iterable[memoryview] | None"]
     """The new bytes of a tensor in row order, in pieces; None where it stays."""
@@ -159,9 +158,12 @@ def _copied(checkpoint: Checkpoint, info: TensorInfo) -> Iterator[memoryview]:
 
 
 def copy_beside(checkpoint: Checkpoint, directory: Path) -> None:
-    """Copy config and tokenizer of `checkpoint` into `directory`; links are followed.
+    """Copy config and tokenizer of `checkpoint` into `directory`.
 
     Files of a trainer, indexes of weights, adapters and code are left where they are.
+
+    Raises:
+        CheckpointError: one is a link that leads elsewhere than into the checkpoint.
     """
     source = checkpoint.directory
     for name in [] if source is None else names_in(source):
@@ -170,9 +172,21 @@ def copy_beside(checkpoint: Checkpoint, directory: Path) -> None:
         if not wanted or is_state(name) or name.startswith("adapter_"):
             continue
         if stat.S_ISREG(there.stat().st_mode):  # a pipe has no end
+            _refuse_foreign(there)
             shutil.copyfile(there, directory / name)
     if checkpoint.config and not (directory / "config.json").exists():
         _write_json(directory / "config.json", dict(checkpoint.config))
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raise for a link out of the checkpoint: what it copied might be anything of its reader's."""
+    home = path.parent.resolve()
+    # The hub's cache keeps files as links into `blobs`, beside `snapshots`.
+    homes = [home, home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [home]
+    if not any(path.resolve().is_relative_to(each) for each in homes):
+        raise CheckpointError(
+            f"{safe(path)} is a link that leads out of the checkpoint; put the file itself there"
+        )
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,7 +103,7 @@ def restore_singular_vectors(
     _check_k(pair, chosen.matrices, k_top, k_tail)
     edit = _Edit(pair, chosen.matrices, k_top, k_tail, values)
     target = Path(output)
-    with pair.lock, new_directory(target) as directory:
+    with pair.lock, new_directory(target) as directory, edit.shown():
         pair.check_unchanged()
         pair.check_second_names()
         write_weights(pair.tuned, edit.names(), directory, edit.of)
@@ -187,18 +188,21 @@ class _Edit:
             name = pair.tensors[matrix.row].tuned_name
             self._by_name.setdefault(name, []).append(matrix)
         self.done: dict[Matrix, RestoredMatrix] = {}
-        self._advance: Callable[[int], None] = lambda _: None
+        self._advance: Callable[[int], object] = id
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """A bar over the matrices that are decomposed in this block."""
+        matrices = [each for matrices in self._by_name.values() for each in matrices]
+        total = sum(each.nbytes(self._pair.tensors[each.row]) for each in matrices)
+        with progress.bar(total, "restoring") as self._advance:
+            yield
 
     def names(self) -> Iterator[str]:
         """What to write of the tuned checkpoint: all but second names of what is edited.
 
         They would hold what it was before.
         """
-        nbytes = sum(
-            matrix.nbytes(self._pair.tensors[matrix.row])
-            for matrices in self._by_name.values()
-            for matrix in matrices
-        )
         called = self._pair.tuned_names
         second = {
             called[name]
@@ -233,7 +237,7 @@ class _Edit:
                 k_tail=self._k_tail,
                 values=self._values,
             )
-            part.put(result, edited)
+            _put(part, edited, result)
         stored = result.to(getattr(torch, tensor.tuned_dtype))
         written = _checked(stored.double(), name)
         self.done[matrix] = RestoredMatrix(
@@ -246,7 +250,19 @@ class _Edit:
             to_base=float((written - base).norm() / base.norm()),
             to_tuned=_relative(written - tuned, tuned),
         )
-        return memoryview(stored.cpu().contiguous().view(torch.uint8).numpy()).cast("B")
+        self._advance(matrix.nbytes(tensor))
+        return stored.cpu().contiguous().view(torch.uint8).numpy().data.cast("B")
+
+
+def _put(part: Part, edited: torch.Tensor, whole: torch.Tensor) -> None:
+    """Write a part back into the fused matrix that it was taken from."""
+    import torch
+
+    if not part.name:
+        whole.copy_(edited)
+        return
+    index = torch.tensor([number for run in part.runs for number in run], device=whole.device)
+    whole.index_copy_(part.axis, index, edited)
 
 
 def _relative(change: torch.Tensor, to: torch.Tensor) -> float:
