@@ -998,6 +998,7 @@ def test_hub_whose_certificate_is_not_trusted(
 ) -> None:
     with running(FileServer(), tmp_path / "certificate.pem") as there:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", there.address)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         assert refusal_of("hf://org/model@v2") == (
             "hf://org/model@v2 cannot be read: the certificate of the hub is not trusted "
             "(self-signed certificate); if the server is your own, put the path of its authority's "
