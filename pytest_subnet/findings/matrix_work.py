@@ -16,9 +16,10 @@ from pytest_subnet.errors import SelectionError
 from pytest_subnet.findings.matrix_engines import batches_of, shared_out
 from pytest_subnet.findings.matrix_rows import KeptRows
 from pytest_subnet.findings.update_matrices import Matrix, matrices_of
+from pytest_subnet.pairs.causal_lm import free_bytes
 from pytest_subnet.pairs.selection import select
 from pytest_subnet.scan.gathering import ledger
-from pytest_subnet.text import first_few, percent, plural, safe
+from pytest_subnet.text import first_few, percent, plural, safe, size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -198,6 +199,7 @@ def _measure(
     work: MatrixWork[RowT],
 ) -> None:
     """Measure what is `missing`; what was measured before an error or an interrupt is kept too."""
+    _check_room(pair, missing)
     pair.check_second_names()
     fresh: dict[Matrix, RowT] = {}
 
@@ -216,6 +218,28 @@ def _measure(
     finally:
         keep()
         ledger(pair).read += len({each.row for each in fresh})
+
+
+def _check_room(pair: ModelPair, matrices: Sequence[Matrix]) -> None:
+    """Raise for a matrix that does not fit where it would be measured."""
+    if pair.engine == "ray" or pair.device not in (None, "cpu"):
+        return  # not here, or where torch says so itself
+    free = free_bytes("cpu")
+    largest = max(matrices, key=lambda each: _room(pair, each))
+    needed = _room(pair, largest)
+    if free is not None and needed > free:
+        name = safe(largest.name(pair.tensors[largest.row]))
+        rows, columns = largest.shape
+        raise SelectionError(
+            f"{name} of {rows:,} x {columns:,} needs about {size(needed)} of memory, and "
+            f"{size(free)} are free; leave it out with exclude=, or measure where there is more"
+        )
+
+
+def _room(pair: ModelPair, matrix: Matrix) -> int:
+    """About what a matrix takes: two of it in single precision, two Gram matrices in double."""
+    width = 8 if pair.tensors[matrix.row].dtype == "float64" else 4
+    return 2 * (width * matrix.numel + 8 * min(matrix.shape) ** 2)
 
 
 def _results(

@@ -400,3 +400,16 @@ def test_shifts_of_matrices_together_are_those_of_one_by_one(
     for one, other in zip(together.per_tensor, alone.per_tensor, strict=True):
         assert one.shift == pytest.approx(other.shift, rel=1e-9)
         assert one._replace(shift=0) == other._replace(shift=0)
+
+
+def test_a_matrix_that_does_not_fit_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pytest_subnet.findings.matrix_work.free_bytes", lambda device: 100_000)
+    base = {"small.weight": torch.eye(8), "large.weight": torch.ones(400, 50)}
+    pair = open_pair(base, {name: 2 * each for name, each in base.items()})
+    with pytest.raises(SelectionError) as error:
+        singular_shift(pair)
+    assert str(error.value) == (
+        "large.weight of 400 x 50 needs about 200 kB of memory, and 100 kB are free; leave it out "
+        "with exclude=, or measure where there is more"
+    )
+    assert singular_shift(pair, exclude="large*").shift == pytest.approx(1)
