@@ -135,8 +135,10 @@ def test_where_nothing_can_be_written_the_test_errs(write, project):
 
 
 @pytest.mark.parametrize("options", [("-n2",), ("--dist=load", "--tx=popen"), ("-d", "--tx=popen")])
-def test_workers_do_not_write(write, options):
+def test_workers_do_not_write(write, options, pytestconfig):
     pytest.importorskip("xdist")
+    if "no:xdist" in pytestconfig.getoption("--inside"):
+        pytest.skip("without xdist inside")
 
     result = write(*options)
 
