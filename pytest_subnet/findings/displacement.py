@@ -12,6 +12,7 @@ from pytest_subnet.findings.bounds import check_message
 from pytest_subnet.findings.displacement_operators import resolve_operator
 from pytest_subnet.findings.displacement_result import DisplacementRank, DisplacementRanks
 from pytest_subnet.findings.displacement_texts import too_high
+from pytest_subnet.findings.fingerprints import of_pair
 from pytest_subnet.findings.low_rank import count_above
 from pytest_subnet.findings.matrix_work import choose_matrices, measure_matrices
 from pytest_subnet.findings.result import Message, reworded
@@ -189,6 +190,7 @@ def _measure_pair(
         per_tensor=measure_matrices(
             pair, chosen.matrices, _Displacing(operator, form, of, expected)
         ),
+        fingerprints=of_pair(pair),
     )
 
 

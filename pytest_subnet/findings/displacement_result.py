@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
+from pytest_subnet.findings.matrices_result import OfMatrices
 from pytest_subnet.tables import table
-from pytest_subnet.text import facts, plural, short_dtype
+from pytest_subnet.text import facts, plural
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class DisplacementRank(NamedTuple):
@@ -58,7 +62,7 @@ class DisplacementRank(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class DisplacementRanks:
+class DisplacementRanks(OfMatrices):
     """How structured matrices are.
 
     Attributes:
@@ -69,6 +73,7 @@ class DisplacementRanks:
         matrices_total: how many the pair has.
         notes: what a reader of the numbers must know.
         per_tensor: the matrices measured.
+        fingerprints: of base and tuned, taken when they are asked for; of one matrix none.
     """
 
     pair: str
@@ -78,21 +83,12 @@ class DisplacementRanks:
     matrices_total: int
     notes: tuple[str, ...]
     per_tensor: tuple[DisplacementRank, ...]
+    fingerprints: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def rank(self) -> int:
         """The highest of all matrices."""
         return max(each.rank for each in self.per_tensor)
-
-    @property
-    def numel(self) -> int:
-        """Entries of all of them."""
-        return sum(each.numel for each in self.per_tensor)
-
-    @property
-    def dtype(self) -> str:
-        """Their dtypes, joined by `+`."""
-        return "+".join(sorted({short_dtype(each.dtype) for each in self.per_tensor}))
 
     @property
     def operator_invertible(self) -> bool:
@@ -106,7 +102,7 @@ class DisplacementRanks:
             return None
         return self.numel / sum(each.rank * sum(each.shape) for each in self.per_tensor)
 
-    def header(self) -> list[tuple[str, str]]:
+    def coverage(self) -> list[tuple[str, str]]:
         """The lines of a message that say what was measured."""
         matrices = f"{len(self.per_tensor):,}/{plural(self.matrices_total, 'matrix')}"
         what = f"{self.operator}, {self.form}, of {self.of}, {self.dtype}, {matrices}"
@@ -132,7 +128,7 @@ class DisplacementRanks:
     def table(self) -> str:
         """The rows as text, under a line that says what was measured."""
         numbers = ["layer", "shape", "rank", "compression", "tolerance"]
-        return f"{facts(repr(self), self.header())}\n\n{table(self.rows(), right=numbers)}"
+        return f"{facts(repr(self), self.coverage())}\n\n{table(self.rows(), right=numbers)}"
 
     def to_dict(self) -> dict[str, object]:
         """Plain JSON types, for reports and baselines."""

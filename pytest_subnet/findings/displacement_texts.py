@@ -20,7 +20,7 @@ def too_high(result: DisplacementRanks, max_rank: int) -> str:
     return facts(
         f"displacement rank {first.rank:,} is above the allowed {max_rank:,}: {safe(first.name)}",
         [
-            *result.header(),
+            *result.coverage(),
             (
                 "tolerance",
                 f"{first.tolerance:.3g}: what rounding to its dtype produces by itself",

@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
+from pytest_subnet.findings.matrices_result import OfMatrices
 from pytest_subnet.tables import table
-from pytest_subnet.text import facts, percent, plural, short_dtype, spell_tensor
+from pytest_subnet.text import facts, percent, plural, spell_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -79,7 +80,7 @@ class RankOfUpdate(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class UpdateRank:
+class UpdateRank(OfMatrices):
     """The rank of each matrix's update.
 
     Attributes:
@@ -97,16 +98,6 @@ class UpdateRank:
     null: Null
     per_tensor: tuple[RankOfUpdate, ...]
     fingerprints: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
-
-    @property
-    def numel(self) -> int:
-        """Entries measured."""
-        return sum(each.numel for each in self.per_tensor)
-
-    @property
-    def dtype(self) -> str:
-        """The dtype compared; several are joined by `+`."""
-        return "+".join(sorted({short_dtype(each.dtype) for each in self.per_tensor}))
 
     @property
     def rank(self) -> int:

@@ -211,7 +211,7 @@ class _Rotating:
             shape=part.shape(matrix.shape),
             dtype=tensor.dtype,
             layer=tensor.layer,
-            kind=(part.name and f"{part.name}_proj") or tensor.kind,
+            kind=f"{part.name}_proj" if part.name else tensor.kind,
             k=self.k,
             left_deg=compared.left if "left" in sides else None,
             right_deg=compared.right if "right" in sides else None,

@@ -7,8 +7,9 @@ import statistics
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
+from pytest_subnet.findings.matrices_result import OfMatrices
 from pytest_subnet.tables import table
-from pytest_subnet.text import facts, plural, short_dtype, spell_tensor
+from pytest_subnet.text import facts, plural, spell_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -133,7 +134,7 @@ class SingularRotation(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class SingularRotations:
+class SingularRotations(OfMatrices):
     """How leading singular directions turned.
 
     Attributes:
@@ -185,16 +186,6 @@ class SingularRotations:
         if null == 0:
             return math.inf if self.mean_deg else 0.0
         return self.mean_deg / null
-
-    @property
-    def numel(self) -> int:
-        """Entries of all of them."""
-        return sum(each.numel for each in self.per_tensor)
-
-    @property
-    def dtype(self) -> str:
-        """Their dtypes, joined by `+`."""
-        return "+".join(sorted({short_dtype(each.dtype) for each in self.per_tensor}))
 
     @property
     def nothing_moved(self) -> bool:

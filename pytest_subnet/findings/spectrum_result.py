@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
+from pytest_subnet.findings.matrices_result import OfMatrices
 from pytest_subnet.tables import table
-from pytest_subnet.text import facts, plural, short_dtype, spell_tensor
+from pytest_subnet.text import facts, plural, spell_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,7 +59,7 @@ class SingularShift(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class SingularShifts:
+class SingularShifts(OfMatrices):
     """How far singular values moved.
 
     Attributes:
@@ -91,16 +92,6 @@ class SingularShifts:
     def proven_by_norms(self) -> int:
         """How many matrices were not decomposed."""
         return sum(each.method != "gram" for each in self.per_tensor)
-
-    @property
-    def numel(self) -> int:
-        """Entries of all of them."""
-        return sum(each.numel for each in self.per_tensor)
-
-    @property
-    def dtype(self) -> str:
-        """Their dtypes, joined by `+`."""
-        return "+".join(sorted({short_dtype(each.dtype) for each in self.per_tensor}))
 
     @property
     def nothing_moved(self) -> bool:

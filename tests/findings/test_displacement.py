@@ -169,3 +169,11 @@ def test_what_reports_store() -> None:
     assert result.to_dict()["operator_invertible"] is False
     assert "64x224" in result.table()
     assert repr(result) == "DisplacementRanks(rank=2 at most, 1 matrix, toeplitz, bf16)"
+
+
+def test_a_result_of_a_pair_says_of_which_checkpoints_it_is() -> None:
+    """What a baseline needs; of one matrix there are none."""
+    pair = open_pair({"w": toeplitz(64, 48)}, {"w": 2 * toeplitz(64, 48)})
+    prints = displacement_rank(pair).fingerprints
+    assert dict(prints) == {"base": pair.base.fingerprint(), "tuned": pair.tuned.fingerprint()}
+    assert displacement_rank(toeplitz(64, 48)).fingerprints == {}
