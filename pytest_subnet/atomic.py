@@ -31,7 +31,11 @@ def write_text(path: Path, text: str) -> None:
     >>> Path("verdict.txt").read_text()
     'passed\n'
     """
-    data = text.encode("utf-8")
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """The same of bytes as they are."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:50]}.", suffix=".tmp")
     try:
         with open(handle, "wb") as file:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import xxhash
+
+from pytest_subnet.atomic import write_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,16 +52,7 @@ class KeptFiles:
             return
         with suppress(OSError):
             self._directory.mkdir(parents=True, exist_ok=True)
-            handle, draft = tempfile.mkstemp(".draft", dir=self._directory)
-            try:
-                with open(handle, "wb") as file:
-                    file.write(_digest(name, data))
-                    file.write(data)
-                os.replace(draft, self._directory / name)  # noqa: PTH105 - a name, not a path
-            except BaseException:
-                with suppress(OSError):
-                    os.unlink(draft)  # noqa: PTH108
-                raise
+            write_bytes(self._directory / name, _digest(name, data) + data)
             self._drop_oldest(name)
 
     def _drop_oldest(self, latest: str) -> None:
