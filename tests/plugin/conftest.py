@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 
 # A run in this process forgets what it was the first to import, and neither numpy nor a class that
 # others test for can come twice.
@@ -63,6 +64,9 @@ def project(pytester, checkpoints, monkeypatch, pytestconfig):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PYTEST_ADDOPTS", pytestconfig.getoption("--inside"))
     monkeypatch.setenv("COLUMNS", "120")
+    # A test file that is written again within a second, as long as before, is not taken as cached.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     for name in ("base", "tuned"):
         shutil.copytree(checkpoints / name, pytester.path / name)
     return pytester

@@ -376,9 +376,8 @@ def test_a_mark_without_effect_is_a_warning(project, source, reason):
     result = project.runpytest("-W", "default::pytest.PytestWarning")
 
     result.assert_outcomes(passed=1, warnings=1)
-    result.stdout.fnmatch_lines(
-        [f"*PytestWarning: @pytest.mark.model_pair has no effect * {reason}"]
-    )
+    # A library that was imported before may have changed how a warning's category is printed.
+    result.stdout.fnmatch_lines([f"*@pytest.mark.model_pair has no effect here: {reason}"])
 
 
 def test_the_marker_is_listed(project):
