@@ -46,7 +46,7 @@ class SingularRotation(NamedTuple):
         change_norm: Frobenius norm of the update.
         null_deg: mean angle that random updates of the same norm give; None without a null.
         null_spread_deg: standard deviation of that over the draws.
-        method: how the tuned subspace was found: `"eigh"` or `"subspace-iteration"`.
+        method: how the tuned subspace was found: `"eigh"` or `"block-krylov"`.
     """
 
     name: str

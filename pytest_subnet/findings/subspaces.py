@@ -8,17 +8,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
+from pytest_subnet.findings import block_krylov
 from pytest_subnet.findings.spectra import gram_of
 
 if TYPE_CHECKING:
     import torch
-
-_EXTRA = 16
-"""Vectors that are iterated beyond those asked for."""
-
-_SWEEPS = 24
-_ENOUGH = math.radians(0.002)
-"""The iteration has found a subspace when it is off by no more than this."""
 
 _SMALL = 512
 """Up to this many rows or columns all eigenvectors are computed at once."""
@@ -36,7 +30,7 @@ class Subspace(NamedTuple):
         values: `[k]`, the singular values, largest first.
         beyond: the next one; 0 where there is none.
         error: by how much, in radians, the subspaces may be off; at most π/2.
-        method: `"eigh"` or `"subspace-iteration"`.
+        method: `"eigh"` or `"block-krylov"`.
     """
 
     left: torch.Tensor
@@ -95,11 +89,25 @@ def _eigenvectors(
     gram: torch.Tensor, k: int, start: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, float, float, str]:
     """Leading eigenvectors of a Gram matrix of which the lower triangle is there."""
-    if start is not None and gram.shape[0] > max(_SMALL, 4 * (k + _EXTRA)):
+    wanted = block_krylov.columns(k) * (1 if start is not None else 2)
+    if gram.device.type == "cpu" and gram.shape[0] > max(_SMALL, wanted):
         found = _iterate(gram, k, start)
         if found is not None:
-            return *found, "subspace-iteration"
+            return *found, "block-krylov"
     return *_decompose(gram, k), "eigh"
+
+
+def _iterate(
+    gram: torch.Tensor, k: int, start: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, float, float] | None:
+    import torch
+
+    found = block_krylov.eigenvectors(gram.numpy(), k, None if start is None else start.numpy())
+    if found is None:
+        return None
+    vectors = torch.from_numpy(found.vectors[:, :k].copy())
+    values = torch.from_numpy(found.squares[: k + 1]).sqrt()
+    return vectors, values[:k], float(values[k]), found.error
 
 
 def _decompose(gram: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, float, float]:
@@ -118,43 +126,8 @@ def _decompose(gram: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, 
     squares, vectors = squares.flip(0).clamp(min=0), vectors.flip(1)
     beyond = float(squares[k].sqrt()) if wanted > k else 0.0
     noise = size**0.5 * _EPS * float(squares[0])
-    error = _angle(noise, float(squares[k - 1]) - beyond**2)
+    error = block_krylov.angle(noise, float(squares[k - 1]) - beyond**2)
     return vectors[:, :k].contiguous(), squares[:k].sqrt(), beyond, error
-
-
-def _iterate(
-    gram: torch.Tensor, k: int, start: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, float, float] | None:
-    """By subspace iteration; None where it has not come near enough."""
-    import torch
-
-    full = gram.tril() + gram.tril(-1).T
-    size = full.shape[0]
-    generator = torch.Generator().manual_seed(0)
-    extra = torch.randn(size, _EXTRA, generator=generator, dtype=full.dtype).to(full.device)
-    block = torch.linalg.qr(torch.cat([start[:, :k], extra], dim=1)).Q
-    before = math.inf
-    for _ in range(_SWEEPS):
-        image = full @ block
-        squares, turn = torch.linalg.eigh(block.T @ image)
-        squares, turn = squares.flip(0).clamp(min=0), turn.flip(1)
-        vectors, image = block @ turn, image @ turn
-        residual = float((image[:, :k] - vectors[:, :k] * squares[:k]).norm())
-        noise = size**0.5 * _EPS * float(squares[0])
-        error = _angle(max(residual, noise), float(squares[k - 1] - squares[k]))
-        if error <= _ENOUGH:
-            beyond = float(squares[k].sqrt())
-            return vectors[:, :k].contiguous(), squares[:k].sqrt(), beyond, error
-        if error > 0.9 * before and before < 1:  # at this pace it takes too long
-            return None
-        before = error
-        block = torch.linalg.qr(image).Q
-    return None
-
-
-def _angle(residual: float, gap: float) -> float:
-    """Davis and Kahan: an invariant subspace is within residual / gap of what was found."""
-    return math.asin(min(1.0, residual / gap)) if gap > 0 else math.pi / 2
 
 
 def principal_angles_deg(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

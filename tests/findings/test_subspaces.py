@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pytest_subnet.findings import block_krylov
 from pytest_subnet.findings.subspaces import leading, principal_angles_deg, vector_angles_deg
 
 law = settings(max_examples=60, derandomize=True, deadline=None, database=None)
@@ -75,15 +76,30 @@ def test_all_directions_have_nothing_beyond() -> None:
 
 def test_iterating_from_nearby_finds_the_same() -> None:
     values = torch.cat([torch.linspace(20, 10, 12), torch.linspace(2, 0.1, 588)]).double()
-    base = with_values(values, (700, 600), 0)
-    tuned = base + 0.02 * random((700, 600), 9)
+    values = torch.cat([values, torch.full((100,), 0.1).double()])
+    base = with_values(values, (700, 750), 0)
+    tuned = base + 0.02 * random((700, 750), 9)
     start = leading(base, 12)
     near = leading(tuned, 12, start=start)
     afresh = leading(tuned, 12)
-    assert (near.method, afresh.method) == ("subspace-iteration", "eigh")
+    assert (near.method, afresh.method) == ("block-krylov", "eigh")
     for side in ("left", "right"):
         angle = principal_angles_deg(getattr(near, side), getattr(afresh, side)).max()
         assert float(angle) <= math.degrees(near.error) < 0.01
+
+
+@pytest.mark.parametrize("rest", [torch.linspace(2, 0.1, 846), torch.zeros(846)])
+def test_iterating_from_nowhere_finds_what_the_decomposition_does(rest) -> None:
+    values = torch.cat([torch.linspace(20, 10, 4), rest]).double()
+    matrix = with_values(values, (850, 900), 0)
+    found = leading(matrix, 4)
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    assert found.method == "block-krylov"
+    np.testing.assert_allclose(found.values, values[:4], rtol=1e-10)
+    assert 0.95 * float(values[4]) <= found.beyond <= float(values[4]) + 1e-5
+    for one, other in ((found.left, left[:, :4]), (found.right, right[:4].T)):
+        assert float(principal_angles_deg(one, other).max()) <= math.degrees(found.error) + 1e-9
+    assert math.degrees(found.error) < 0.002
 
 
 def test_a_direction_that_was_not_there_is_not_missed() -> None:
@@ -96,7 +112,8 @@ def test_a_direction_that_was_not_there_is_not_missed() -> None:
 
 
 def test_without_a_gap_it_is_not_believed() -> None:
-    """A flat spectrum converges too slowly to stop at: all vectors are computed instead."""
-    base = random((700, 600), 0)
-    tuned = base + 0.005 * random((700, 600), 1)
-    assert leading(tuned, 32, start=leading(base, 32)).method == "eigh"
+    """Of equal values no direction is the k-th: all vectors are computed instead."""
+    values = torch.cat([torch.full((20,), 5.0), torch.linspace(2, 0.1, 680)]).double()
+    base = with_values(values, (700, 750), 0)
+    assert block_krylov.columns(12) < 700
+    assert leading(base, 12, start=leading(base, 12)).method == "eigh"
