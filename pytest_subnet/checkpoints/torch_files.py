@@ -10,7 +10,9 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
+import zipfile
 from contextlib import contextmanager
+from mmap import ACCESS_READ, mmap
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeGuard, TypeVar
 
 from pytest_subnet.checkpoints.base import Extent
@@ -23,6 +25,7 @@ from pytest_subnet.checkpoints.files import (
     unreadable,
 )
 from pytest_subnet.checkpoints.memory import TensorsCheckpoint, in_row_order, is_extra_state
+from pytest_subnet.checkpoints.opcodes import HeavyTupleError, look_over
 from pytest_subnet.checkpoints.sharded import check_shards, read_index
 from pytest_subnet.checkpoints.stamped import StampedCheckpoint
 from pytest_subnet.checkpoints.wording import broken, short
@@ -43,6 +46,7 @@ SUFFIXES = (".bin", ".pt", ".pth")
 LoadedT = TypeVar("LoadedT")
 
 _ZIP = b"PK\x03\x04"
+_OLD_PICKLES = 5  # before torch 1.6: a number, the protocol, the machine, what was saved, its keys
 _NESTED = ("state_dict", "model", "module")  # where Lightning, trainers and DeepSpeed put weights
 # What trainers save beside them: tensors in it are no weights.
 _TRAINER_STATE = re.compile(r"optim|sched|scaler|rng|random|callbacks|loops|hyper_parameters")
@@ -150,7 +154,9 @@ def load_file(path: Path, unpickle: Callable[[Path, bool], LoadedT]) -> tuple[Fi
         if not head:
             broken(path, "it is empty")
         refuse_pointer(path, head)
-        return known, unpickle(path, head.startswith(_ZIP))
+        is_zip = head.startswith(_ZIP)
+        _look_over(path, is_zip)
+        return known, unpickle(path, is_zip)
     except CheckpointError:
         raise
     except OSError as error:
@@ -162,6 +168,27 @@ def load_file(path: Path, unpickle: Callable[[Path, bool], LoadedT]) -> tuple[Fi
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         _refuse_sharded(path, reason)
         broken(path, short(reason))
+
+
+def _look_over(path: Path, is_zip: bool) -> None:
+    """Raise where loading would take for ever."""
+    try:
+        if is_zip:
+            with zipfile.ZipFile(path) as archive:
+                for record in archive.infolist():
+                    is_stored = record.compress_type == zipfile.ZIP_STORED
+                    if is_stored and record.filename.partition("/")[2] == "data.pkl":
+                        look_over(archive.read(record))
+        else:
+            with open(path, "rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as raw:
+                look_over(raw, pickles=_OLD_PICKLES)
+    except HeavyTupleError:
+        raise CheckpointError(
+            f"refusing to unpickle {safe(path)}: tuples are nested in it so that to look at one "
+            "could take for ever, which torch does not write; save it again as safetensors"
+        ) from None
+    except pickle.UnpicklingError:
+        pass  # torch stops at the same byte, and says why
 
 
 def _unpickle(path: Path, is_zip: bool) -> tuple[object, int | None]:

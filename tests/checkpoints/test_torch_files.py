@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
+import subprocess
 import sys
 import zipfile
 from argparse import Namespace
@@ -316,6 +318,37 @@ def test_reads_shards(tmp_path: Path, every_dtype: Tensors, same_bits: Same) -> 
     before = checkpoint.identity()
     os.utime(index, ns=(0, 0))
     assert checkpoint.identity() != before
+
+
+HEAVY = b"\x80\x02})q\x00" + b"h\x00h\x00\x86q\x00" * 60 + b"K\x01s."
+"""A dictionary with a key of tuples that hold each other twice: its hash takes for ever."""
+
+
+@pytest.mark.parametrize("save", ["zip", "legacy"], indirect=True)
+def test_tuples_that_take_for_ever_are_refused(
+    tmp_path: Path, save: Callable[[Any, Path], Path], request: pytest.FixtureRequest
+) -> None:
+    """In a process of its own: nothing interrupts the hash of a tuple."""
+    path = save({"a": 1}, tmp_path / "pytorch_model.bin")
+    if request.node.callspec.params["save"] == "zip":
+        rezip(path, lambda name, data: HEAVY if name == "data.pkl" else data)
+    else:
+        saved = pickle.dumps({"a": 1}, protocol=2)
+        assert saved in path.read_bytes()
+        path.write_bytes(path.read_bytes().replace(saved, HEAVY))
+    code = (
+        "import sys\n"
+        "from pytest_subnet import CheckpointError, open_checkpoint\n"
+        "try: open_checkpoint(sys.argv[1])\n"
+        "except CheckpointError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, path], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == (
+        f"refusing to unpickle {path}: tuples are nested in it so that to look at one could take "
+        "for ever, which torch does not write; save it again as safetensors\n"
+    ), done.stderr
 
 
 def test_shard_that_wants_code_is_refused(tmp_path: Path, refusal: Refusal) -> None:

@@ -13,9 +13,9 @@ import re
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from pytest_subnet.checkpoints.dcp.boxes import Box, fault_in_cover
-from pytest_subnet.checkpoints.dcp.opcodes import HeavyTupleError, look_over
 from pytest_subnet.checkpoints.dtypes import DTYPES
 from pytest_subnet.checkpoints.files import refuse_pointer, unreadable
+from pytest_subnet.checkpoints.opcodes import HeavyTupleError, look_over
 from pytest_subnet.checkpoints.wording import broken, short
 from pytest_subnet.errors import CheckpointError
 from pytest_subnet.text import first_few, safe

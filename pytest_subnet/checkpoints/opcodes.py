@@ -9,6 +9,10 @@ and the memo as they will be, with nothing but weights on them.
 from __future__ import annotations
 
 import pickle
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import mmap
 
 _HEAVIEST = 1000
 """What a tuple may hold, all levels together: a few dozen in what torch writes."""
@@ -23,6 +27,7 @@ _PUSHES = {
     pickle.EMPTY_TUPLE[0]: 0,
     pickle.EMPTY_LIST[0]: 0,
     pickle.EMPTY_DICT[0]: 0,
+    pickle.EMPTY_SET[0]: 0,
     pickle.BININT1[0]: 1,
     pickle.BININT2[0]: 2,
     pickle.BININT[0]: 4,
@@ -35,6 +40,7 @@ _COUNTED = {
     pickle.BINUNICODE[0]: 4,
     pickle.BINUNICODE8[0]: 8,
     pickle.SHORT_BINBYTES[0]: 1,
+    pickle.SHORT_BINSTRING[0]: 1,
     pickle.BINBYTES[0]: 4,
     pickle.LONG1[0]: 1,
     pickle.LONG4[0]: 4,
@@ -68,11 +74,15 @@ class HeavyTupleError(Exception):
     """A tuple holds more than any that torch writes."""
 
 
-def look_over(raw: bytes) -> None:
-    """Raise unless every tuple that the pickle `raw` builds is small, however it is nested.
+def look_over(raw: bytes | mmap.mmap, *, pickles: int = 1) -> None:
+    """Raise unless every tuple that is built from `raw` is small, however it is nested.
 
     The callables it may name must make no tuples out of tuples; that is up to who loads it. One
     that ends too early is not refused: loading it fails at the same byte.
+
+    Args:
+        raw: what is to be loaded; may go on after it.
+        pickles: how many lie one after the other.
 
     Raises:
         HeavyTupleError: a tuple is too large.
@@ -81,17 +91,20 @@ def look_over(raw: bytes) -> None:
     >>> import pickle
     >>> look_over(pickle.dumps({("model", "weight"): (1, 2)}))
     """
+    at = 0
     try:
-        _follow(raw)
-    except (IndexError, KeyError, ValueError):
+        for _ in range(pickles):
+            at = _follow(raw, at)
+    except (IndexError, KeyError):
         raise pickle.UnpicklingError("it takes what was not put there") from None
 
 
-def _follow(raw: bytes) -> None:
+def _follow(raw: bytes | mmap.mmap, at: int) -> int:
+    """Where the pickle that begins at `at` ends."""
     stack: list[int] = []
     below: list[list[int]] = []  # the stacks under each mark
     memo: dict[int, int] = {}
-    at, end = 0, len(raw)
+    end = len(raw)
     while at < end:
         opcode = raw[at]
         at += 1
@@ -139,9 +152,12 @@ def _follow(raw: bytes) -> None:
         elif opcode in _SKIPPED:
             at += _SKIPPED[opcode]
         elif opcode == _GLOBAL:
-            at = raw.index(b"\n", raw.index(b"\n", at) + 1) + 1
+            at = raw.find(b"\n", raw.find(b"\n", at) + 1) + 1
+            if not at:
+                raise pickle.UnpicklingError("a name has no end")
             stack.append(1)
         elif opcode == _STOP:
-            return
+            return at
         else:
             raise pickle.UnpicklingError(f"opcode {chr(opcode)!r} at byte {at - 1:,}")
+    return at
