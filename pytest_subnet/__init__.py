@@ -6,9 +6,11 @@ installed and does not use it pays nothing for it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pytest_subnet.checkpoints.adapters.opening import open_adapter as open_adapter
     from pytest_subnet.checkpoints.base import Checkpoint as Checkpoint
     from pytest_subnet.checkpoints.opening import open_checkpoint as open_checkpoint
@@ -18,6 +20,20 @@ if TYPE_CHECKING:
     from pytest_subnet.errors import SelectionError as SelectionError
     from pytest_subnet.errors import SubnetError as SubnetError
     from pytest_subnet.errors import VacuousBoundWarning as VacuousBoundWarning
+    from pytest_subnet.findings.behaviour import assert_behaviour_close as assert_behaviour_close
+    from pytest_subnet.findings.behaviour import behaviour_shift as behaviour_shift
+    from pytest_subnet.findings.behaviour_policy import assert_near_policy as assert_near_policy
+    from pytest_subnet.findings.behaviour_policy import near_policy as near_policy
+    from pytest_subnet.findings.concentration import (
+        assert_mask_concentration as assert_mask_concentration,
+    )
+    from pytest_subnet.findings.concentration import mask_concentration as mask_concentration
+    from pytest_subnet.findings.concentration_density import (
+        assert_mask_density as assert_mask_density,
+    )
+    from pytest_subnet.findings.concentration_density import (
+        assert_subnetwork_size as assert_subnetwork_size,
+    )
     from pytest_subnet.findings.displacement import (
         assert_displacement_rank as assert_displacement_rank,
     )
@@ -29,6 +45,13 @@ if TYPE_CHECKING:
     from pytest_subnet.findings.dynamics import assert_step_sparsity as assert_step_sparsity
     from pytest_subnet.findings.dynamics import assert_update_dynamics as assert_update_dynamics
     from pytest_subnet.findings.dynamics import update_dynamics as update_dynamics
+    from pytest_subnet.findings.exclusive import assert_masks_exclusive as assert_masks_exclusive
+    from pytest_subnet.findings.exclusive import (
+        assert_previous_masks_frozen as assert_previous_masks_frozen,
+    )
+    from pytest_subnet.findings.exclusive import (
+        assert_updates_exclusive as assert_updates_exclusive,
+    )
     from pytest_subnet.findings.forgetting import assert_no_forgetting as assert_no_forgetting
     from pytest_subnet.findings.forgetting import assert_ood_restored as assert_ood_restored
     from pytest_subnet.findings.forgetting import ood_forgetting as ood_forgetting
@@ -66,6 +89,15 @@ if TYPE_CHECKING:
     from pytest_subnet.findings.spectrum import singular_shift as singular_shift
     from pytest_subnet.findings.structure import assert_same_structure as assert_same_structure
     from pytest_subnet.findings.structure import assert_tied as assert_tied
+    from pytest_subnet.findings.subnetworks import (
+        assert_subnetwork_necessary as assert_subnetwork_necessary,
+    )
+    from pytest_subnet.findings.subnetworks import (
+        assert_subnetwork_sufficient as assert_subnetwork_sufficient,
+    )
+    from pytest_subnet.findings.subnetworks import subnetwork_necessity as subnetwork_necessity
+    from pytest_subnet.findings.subnetworks import subnetwork_sufficiency as subnetwork_sufficiency
+    from pytest_subnet.findings.synced import assert_synced as assert_synced
     from pytest_subnet.masks.builders import magnitude_mask as magnitude_mask
     from pytest_subnet.masks.builders import principal_mask as principal_mask
     from pytest_subnet.masks.builders import random_mask_like as random_mask_like
@@ -76,6 +108,7 @@ if TYPE_CHECKING:
     from pytest_subnet.published.selecting import published_numbers as published_numbers
     from pytest_subnet.published.selecting import published_sparsities as published_sparsities
     from pytest_subnet.training.density_callback import DensityCallback as DensityCallback
+    from pytest_subnet.training.finding import find_subnetwork as find_subnetwork
     from pytest_subnet.training.inside import train_inside as train_inside
     from pytest_subnet.training.recorder import record_update as record_update
     from pytest_subnet.training.restoring import (
@@ -84,6 +117,7 @@ if TYPE_CHECKING:
     from pytest_subnet.training.structured import ToeplitzLikeLinear as ToeplitzLikeLinear
     from pytest_subnet.training.structured import fit_displacement as fit_displacement
     from pytest_subnet.training.subnetwork_callback import SubnetworkCallback as SubnetworkCallback
+    from pytest_subnet.training.supermasks import Supermasks as Supermasks
     from pytest_subnet.trajectories.opening import open_trajectory as open_trajectory
     from pytest_subnet.trajectories.trajectory import Trajectory as Trajectory
 
@@ -99,9 +133,18 @@ _WHERE = {
         "SubnetError",
         "VacuousBoundWarning",
     ),
+    "findings.behaviour": ("assert_behaviour_close", "behaviour_shift"),
+    "findings.behaviour_policy": ("assert_near_policy", "near_policy"),
+    "findings.concentration": ("assert_mask_concentration", "mask_concentration"),
+    "findings.concentration_density": ("assert_mask_density", "assert_subnetwork_size"),
     "findings.displacement": ("assert_displacement_rank", "displacement", "displacement_rank"),
     "findings.displacement_operators": ("DisplacementOperator",),
     "findings.dynamics": ("assert_step_sparsity", "assert_update_dynamics", "update_dynamics"),
+    "findings.exclusive": (
+        "assert_masks_exclusive",
+        "assert_previous_masks_frozen",
+        "assert_updates_exclusive",
+    ),
     "findings.forgetting": (
         "assert_no_forgetting",
         "assert_ood_restored",
@@ -127,6 +170,13 @@ _WHERE = {
     "findings.sparsity": ("assert_even_sparsity", "assert_update_sparsity", "update_sparsity"),
     "findings.spectrum": ("assert_singular_values_stable", "singular_shift"),
     "findings.structure": ("assert_same_structure", "assert_tied"),
+    "findings.subnetworks": (
+        "assert_subnetwork_necessary",
+        "assert_subnetwork_sufficient",
+        "subnetwork_necessity",
+        "subnetwork_sufficiency",
+    ),
+    "findings.synced": ("assert_synced",),
     "masks.builders": ("magnitude_mask", "principal_mask", "random_mask_like"),
     "masks.building": ("update_mask",),
     "masks.update_mask": ("UpdateMask",),
@@ -134,15 +184,18 @@ _WHERE = {
     "pairs.opening": ("open_pair",),
     "published.selecting": ("published_numbers", "published_sparsities"),
     "training.density_callback": ("DensityCallback",),
+    "training.finding": ("find_subnetwork",),
     "training.inside": ("train_inside",),
     "training.recorder": ("record_update",),
     "training.restoring": ("restore_singular_vectors",),
     "training.structured": ("ToeplitzLikeLinear", "fit_displacement"),
     "training.subnetwork_callback": ("SubnetworkCallback",),
+    "training.supermasks": ("Supermasks",),
     "trajectories.opening": ("open_trajectory",),
     "trajectories.trajectory": ("Trajectory",),
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}
+_awaited: dict[str, Callable[[Any], object]] = {}
 
 __version__ = "0.1.0"
 __all__ = sorted(_MODULE)
@@ -155,7 +208,17 @@ def __getattr__(name: str) -> object:
 
     value: object = getattr(importlib.import_module(f"{__name__}.{_MODULE[name]}"), name)
     globals()[name] = value
+    if name in _awaited:
+        _awaited.pop(name)(value)
     return value
+
+
+def when_used(name: str, call: Callable[[Any], object]) -> None:
+    """Call `call` with what is public as `name`, now or as soon as it is first taken from here."""
+    if name in globals():
+        call(globals()[name])
+    else:
+        _awaited[name] = call
 
 
 def __dir__() -> list[str]:

@@ -25,6 +25,7 @@ from pytest_subnet.marker import MARKER, parametrize_marked, refuse_ignored_mark
 from pytest_subnet.opened import Opened, opened_key
 from pytest_subnet.recording import recording_to
 from pytest_subnet.reports.collecting import collect_run, sink_for
+from pytest_subnet.reports.destination import remove_last
 from pytest_subnet.reports.session import SessionReport, WorkerTables, report_key
 from pytest_subnet.reports.terminal import TerminalStream, write_summary
 from pytest_subnet.settings import add_options, read_settings, settings_key
@@ -53,6 +54,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Check the settings, register the marker, and listen to xdist's workers, if any."""
     config.addinivalue_line("markers", MARKER)
+    remove_last(config)
     config.stash[settings_key] = read_settings(config)
     refuse_writing(config)
     config.stash[report_key] = SessionReport()

@@ -25,8 +25,8 @@ def shown_on(stream: TextIO | None) -> Iterator[None]:
 
 
 @contextmanager
-def bar(nbytes: int, what: str) -> Iterator[Callable[[int], None]]:
-    """A bar over `nbytes` bytes; gives the function that advances it.
+def bar(total: int, what: str, *, unit: str = "B") -> Iterator[Callable[[int], None]]:
+    """A bar over `total` bytes, or another unit; gives the function that advances it.
 
     Nothing is drawn before a second has passed, where the stream is no terminal, or in CI.
     """
@@ -37,7 +37,7 @@ def bar(nbytes: int, what: str) -> Iterator[Callable[[int], None]]:
     from tqdm import tqdm
 
     with tqdm(
-        total=nbytes, desc=what, unit="B", unit_scale=True, delay=1, leave=False, file=stream
+        total=total, desc=what, unit=unit, unit_scale=True, delay=1, leave=False, file=stream
     ) as shown:
         yield lambda done: (shown.update(done), None)[1]
 

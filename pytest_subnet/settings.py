@@ -135,7 +135,7 @@ def add_options(parser: pytest.Parser) -> None:
 
 def read_settings(config: pytest.Config) -> Settings:
     """Read every option and ini key; a wrong one is a `UsageError` that names it."""
-    names = ("base", "tuned", "device", "engine", "tolerances", "report", "strict")
+    names = ("base", "tuned", "device", "engine", "tolerances", "strict")
     ini = {name: _read_ini(config, name) for name in names}
     device = _option(config, "device") or str(ini["device"]) or None
     if device is not None and not is_device(device):
@@ -162,10 +162,18 @@ def read_settings(config: pytest.Config) -> Settings:
         tolerances=tolerances,
         root=config.rootpath,
         from_ini=_named_by_ini(config, ini),
-        report=_report(config, str(ini["report"])),
+        report=report_path(config),
         write_baselines=bool(config.getoption("subnet_write_baselines")),
         strict=bool(config.getoption("subnet_strict")) or bool(ini["strict"]),
     )
+
+
+def report_path(config: pytest.Config) -> Path | None:
+    """The file that the report is to be written to, before any other setting is looked at."""
+    option, ini = _option(config, "report"), _read_ini(config, "report")
+    start = config.invocation_params.dir if option else config.rootpath
+    name = option or str(ini)
+    return start / os.path.expanduser(name) if name else None  # noqa: PTH111 - as in locate
 
 
 def _named_by_ini(config: pytest.Config, ini: Mapping[str, object]) -> str:
@@ -203,13 +211,6 @@ def _source(config: pytest.Config, name: str, ini: str) -> str | None:
     if option:
         return locate(option, config.invocation_params.dir)
     return locate(ini, config.rootpath) if ini else None
-
-
-def _report(config: pytest.Config, ini: str) -> Path | None:
-    option = _option(config, "report")
-    start = config.invocation_params.dir if option else config.rootpath
-    name = option or ini
-    return start / os.path.expanduser(name) if name else None  # noqa: PTH111 - as in locate
 
 
 def locate(source: str, start: Path) -> str:

@@ -43,14 +43,16 @@ def printable(name: object) -> str:
 
 
 def safe(name: object) -> str:
-    r"""`name` as it is shown: escaped, and shortened in its middle where it has no end.
+    r"""`name` as it is shown: without secrets, escaped, and shortened if it has no end.
 
-    Names of tensors, files and repositories come from outside.
+    Names of tensors, files and repositories come from outside, and paths may hold a token.
 
     >>> safe("ok.weight"), safe("evil\x1b[31m\nname"), len(safe("x" * 300_000))
     ('ok.weight', 'evil\\x1b[31m\\nname', 300)
+    >>> safe("/home/me/hf_AbCdEfGhIjKlMnOpQrStUvWx/base")
+    '/home/me/hf_…/base'
     """
-    text = str(name)
+    text = redacted(str(name))
     half = _LONGEST // 2
     return printable(text if len(text) <= _LONGEST else f"{text[:half]}…{text[1 - half :]}")
 
@@ -97,15 +99,16 @@ def percent(fraction: float, digits: int = 2) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """A count with its noun.
+    """A count with its noun, of which the last word changes.
 
-    >>> plural(1, "tensor"), plural(1234, "matrix")
-    ('1 tensor', '1,234 matrices')
+    >>> plural(1, "tensor"), plural(1234, "fused matrix")
+    ('1 tensor', '1,234 fused matrices')
     """
     if count == 1:
         return f"1 {noun}"
     irregular = {"matrix": "matrices", "entry": "entries"}
-    return f"{count:,} {irregular.get(noun, noun + 's')}"
+    first, space, last = noun.rpartition(" ")
+    return f"{count:,} {first}{space}{irregular.get(last, last + 's')}"
 
 
 def size(nbytes: int) -> str:

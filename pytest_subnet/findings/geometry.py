@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pytest_subnet.errors import PairMismatchError, SelectionError
@@ -12,7 +13,14 @@ from pytest_subnet.findings.bounds import (
     check_tolerance,
 )
 from pytest_subnet.findings.fingerprints import of_pair
-from pytest_subnet.findings.geometry_counts import MASKS, CountUpdate, chance_of
+from pytest_subnet.findings.fused import WHOLE
+from pytest_subnet.findings.geometry_counts import (
+    MASKS,
+    CountUpdate,
+    chance_of,
+    part_name,
+    parts_in,
+)
 from pytest_subnet.findings.geometry_masks import entries_chosen
 from pytest_subnet.findings.geometry_result import (
     ROUNDING,
@@ -67,13 +75,14 @@ def update_geometry(
     update without structure, N(0, s²) in every entry, of the energy that was observed, stored in 16
     bits, changes a weight with a probability that only its gap to its neighbours and s decide
     (`erfc(gap / (2 √2 s))`). In bfloat16 that alone puts 55 to 76 % of a sparse update into the
-    smallest 30 % of the weights, and less than 30 % into the principal ones.
+    smallest 30 % of the weights, and less than 30 % into the principal ones. Fused matrices are
+    taken apart by the model's config first.
 
     Args:
         pair: base and tuned; matrices are read one at a time and worked on where the pair's device
             is. What is principal is kept by the content of the base.
         fraction: of each matrix's entries, in (0, 1); 0.3 is that of arXiv 2606.07082.
-        rank: from 1 to min(m, n) of every matrix; the papers' is not known.
+        rank: from 1 to min(m, n) of every matrix, or part of a fused one; the papers' is not known.
         null: what chance keeps fixed, as in `mask_overlap`: `"exponent"` (16-bit storage only),
             `"matrix"`, `"rowcol"` or `"pooled"`. None: no chance, the bare shares.
         include: glob or globs on base names; None takes all.
@@ -104,7 +113,8 @@ def update_geometry(
     _check_null(null)
     chosen = choose_matrices(pair, include, exclude, kinds, what="principal entries")
     _check_sizes(pair, chosen.matrices, fraction, rank)
-    counted = measure_matrices(pair, chosen.matrices, CountUpdate(float(fraction), rank, tolerance))
+    rows = measure_matrices(pair, chosen.matrices, CountUpdate(float(fraction), rank, tolerance))
+    counted = [part for parts in rows for part in parts]
     if not any(each.updated.any() for each in counted):
         raise SelectionError(nothing_updated(pair.label))
     obstacle = _no_exponents(counted)
@@ -120,7 +130,7 @@ def update_geometry(
         pair=pair.label,
         tolerance=str(tolerance),
         matrices_total=chosen.total,
-        notes=chosen.notes,
+        notes=(*chosen.notes, *_taken_whole(pair, chosen.matrices)),
         principal=principal,
         low_magnitude=low,
         per_tensor=tuple(
@@ -214,21 +224,35 @@ def _check_null(null: object) -> None:
 
 def _check_sizes(pair: ModelPair, matrices: Sequence[Matrix], fraction: float, rank: int) -> None:
     """Raise where a mask of a matrix would not be what it says, or have no entry."""
-    small = [each for each in matrices if min(each.shape) < rank]
+    parts = [
+        (part_name(pair.tensors[each.row], each, part), part.shape(each.shape))
+        for each in matrices
+        for part in parts_in(pair, each) or (WHOLE,)
+    ]
+    small = {name: shape for name, shape in parts if min(shape) < rank}
     if small:
-        names = first_few([each.name(pair.tensors[each.row]) for each in small])
         raise SelectionError(
             f"rank={rank} is above the rows or columns of {plural(len(small), 'selected matrix')} "
-            f"({names}); pass one of at most {min(min(each.shape) for each in small)}, or leave "
-            "them out with exclude="
+            f"({first_few(list(small))}); pass one of at most {min(map(min, small.values()))}, or "
+            "leave them out with exclude="
         )
-    empty = [each for each in matrices if not entries_chosen(each.numel, fraction)]
+    empty = [name for name, shape in parts if not entries_chosen(math.prod(shape), fraction)]
     if empty:
-        names = first_few([each.name(pair.tensors[each.row]) for each in empty])
         raise SelectionError(
             f"fraction={fraction!r} chooses no entry of {plural(len(empty), 'selected matrix')} "
-            f"({names}); pass a larger one, or leave them out with exclude="
+            f"({first_few(empty)}); pass a larger one, or leave them out with exclude="
         )
+
+
+def _taken_whole(pair: ModelPair, matrices: Sequence[Matrix]) -> list[str]:
+    """What is said of fused matrices that cannot be taken apart."""
+    whole = [pair.tensors[each.row].name for each in matrices if parts_in(pair, each) is None]
+    if not whole:
+        return []
+    return [
+        f"{plural(len(whole), 'fused matrix')} measured as a whole, such as {safe(whole[0])}: the "
+        "config does not say how it is made up"
+    ]
 
 
 def _no_exponents(counted: Sequence[MatrixCounts]) -> str | None:

@@ -11,6 +11,7 @@ import numpy as np
 from pytest_subnet.errors import SelectionError
 from pytest_subnet.findings.base_cache import remembered
 from pytest_subnet.findings.chance import Chance, by_rows_and_columns, by_strata, pooled
+from pytest_subnet.findings.fused import WHOLE, parts_of
 from pytest_subnet.findings.geometry_masks import (
     low_magnitude_bits,
     principal_bits,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from pytest_subnet.findings.fused import Part
     from pytest_subnet.findings.update_matrices import Matrix
     from pytest_subnet.pairs import ModelPair
     from pytest_subnet.pairs.model_pair import TensorPair
@@ -39,11 +41,23 @@ MASKS = ("principal", "low_magnitude")
 """The masks that an update is held against."""
 
 
+def parts_in(pair: ModelPair, matrix: Matrix) -> tuple[Part, ...] | None:
+    """The matrices that one is made of; None where it is fused and nobody says how."""
+    if matrix.at is not None:
+        return (WHOLE,)
+    return parts_of(pair.tensors[matrix.row].name, matrix.shape, pair.base.config)
+
+
+def part_name(tensor: TensorPair, matrix: Matrix, part: Part) -> str:
+    """What a part is called: `c_attn.weight[q]`; as the matrix where it is all of it."""
+    return f"{matrix.name(tensor)}{f'[{part.name}]' if part.name else ''}"
+
+
 class MatrixCounts(NamedTuple):
-    """What was counted of one matrix.
+    """What was counted of one matrix, or of one part of a fused one.
 
     Attributes:
-        name: its name in the base; `experts[3]` in a stack.
+        name: its name in the base; `experts[3]` in a stack, `c_attn.weight[q]` of a fused one.
         shape: `(m, n)`.
         dtype: in which it was compared.
         layer: the number of its block; None outside the blocks.
@@ -90,7 +104,7 @@ class MatrixCounts(NamedTuple):
 
 @dataclass(frozen=True)
 class CountUpdate:
-    """`MatrixWork` that counts where the update of a matrix lies."""
+    """`MatrixWork` that counts where the update of a matrix lies, in each of its parts."""
 
     fraction: float
     rank: int
@@ -102,30 +116,38 @@ class CountUpdate:
         """As `MatrixWork.key`."""
         return "geometry", self.fraction, self.rank, self.tolerance
 
-    def measure(self, pair: ModelPair, matrix: Matrix) -> MatrixCounts:
+    def measure(self, pair: ModelPair, matrix: Matrix) -> tuple[MatrixCounts, ...]:
         """As `MatrixWork.measure`."""
-        tensor = pair.tensors[matrix.row]
-        base = read_side(pair, matrix, "base")
-        _check_values(base, tensor, matrix, pair.label)
-        bits = _masks_of(pair, matrix, base, self.fraction, self.rank)
-        size = STRATA.get(_strata_of(tensor) or "", 1)
-        counts = _Counting(matrix.shape, size)
-        for rows, tuned in _tuned_rows(pair, matrix, base.dtype):
-            if not bool(tuned.isfinite().all()):
-                raise _not_finite(tensor, matrix, pair.label)
-            counts.add(rows, base[rows], tuned.to(base.device), bits, tensor, self.tolerance)
-        return self._counted(tensor, matrix, counts)
+        parts = parts_in(pair, matrix) or (WHOLE,)
+        return tuple(self._measure(pair, matrix, part) for part in parts)
 
-    def _counted(self, tensor: TensorPair, matrix: Matrix, counts: _Counting) -> MatrixCounts:
+    def _measure(self, pair: ModelPair, matrix: Matrix, part: Part) -> MatrixCounts:
+        tensor, shape = pair.tensors[matrix.row], part.shape(matrix.shape)
+        name = part_name(tensor, matrix, part)
+        base = part.of(read_side(pair, matrix, "base"))
+        _check_values(base, name, pair.label)
+        bits = _masks_of(pair, matrix, part, base, self.fraction, self.rank)
+        size = STRATA.get(_strata_of(tensor) or "", 1)
+        counts = _Counting(shape, size)
+        for rows, tuned in _tuned_rows(pair, matrix, part, base.dtype):
+            if not bool(tuned.isfinite().all()):
+                raise _not_finite(name, pair.label)
+            counts.add(rows, base[rows], tuned.to(base.device), bits, tensor, self.tolerance)
+        kind = f"{part.name}_proj" if part.name else tensor.kind
+        return self._counted(tensor, counts, name, shape, kind)
+
+    def _counted(
+        self, tensor: TensorPair, counts: _Counting, name: str, shape: tuple[int, int], kind: str
+    ) -> MatrixCounts:
         used = counts.population > 0
         visible = _visible(tensor, counts, self.tolerance)
-        one_line = 1 in matrix.shape  # keeping how full each column of one row is keeps every bit
+        one_line = 1 in shape  # keeping how full each column of one row is keeps every bit
         return MatrixCounts(
-            name=matrix.name(tensor),
-            shape=matrix.shape,
+            name=name,
+            shape=shape,
             dtype=tensor.dtype,
             layer=tensor.layer,
-            kind=tensor.kind,
+            kind=kind,
             population=counts.population[used],
             updated=counts.updated[used],
             members=counts.members[:, used],
@@ -137,7 +159,7 @@ class CountUpdate:
 
 
 def _masks_of(
-    pair: ModelPair, matrix: Matrix, base: torch.Tensor, fraction: float, rank: int
+    pair: ModelPair, matrix: Matrix, part: Part, base: torch.Tensor, fraction: float, rank: int
 ) -> tuple[NDArray[np.uint8], ...]:
     """The bits of `MASKS`; the principal ones, which take a decomposition, are remembered."""
     import torch
@@ -145,7 +167,8 @@ def _masks_of(
     def make() -> tuple[torch.Tensor]:
         return (torch.from_numpy(principal_bits(base, fraction, rank)),)
 
-    (principal,) = remembered(pair, matrix, ("principal", fraction, rank), make)
+    what = ("principal", fraction, rank, *([part] if part.name else []))
+    (principal,) = remembered(pair, matrix, what, make)
     return principal.numpy(), low_magnitude_bits(base, fraction)
 
 
@@ -208,11 +231,11 @@ class _Counting:
 
 
 def _tuned_rows(
-    pair: ModelPair, matrix: Matrix, dtype: torch.dtype
+    pair: ModelPair, matrix: Matrix, part: Part, dtype: torch.dtype
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    if matrix.at is not None:  # a stack is read a matrix at a time
-        whole = read_side(pair, matrix, "tuned")
-        for rows in row_blocks(matrix.shape):
+    if matrix.at is not None or part.name:  # a stack is read a matrix at a time, a fused one whole
+        whole = part.of(read_side(pair, matrix, "tuned"))
+        for rows in row_blocks(part.shape(matrix.shape)):
             yield rows, whole[rows]
         return
     name = pair.tensors[matrix.row].tuned_name
@@ -232,20 +255,20 @@ def _grid(tensor: TensorPair) -> str | None:
     return stored if on_grid else None
 
 
-def _check_values(base: torch.Tensor, tensor: TensorPair, matrix: Matrix, label: str) -> None:
-    blocks = [base[rows] for rows in row_blocks(matrix.shape)]
+def _check_values(base: torch.Tensor, name: str, label: str) -> None:
+    blocks = [base[rows] for rows in row_blocks((base.shape[0], base.shape[1]))]
     if not all(bool(each.isfinite().all()) for each in blocks):
-        raise _not_finite(tensor, matrix, label)
+        raise _not_finite(name, label)
     if not any(bool(each.any()) for each in blocks):
         raise SelectionError(
-            f"{safe(matrix.name(tensor))} of {label} holds zeros alone in the base, of which none "
+            f"{safe(name)} of {label} holds zeros alone in the base, of which none "
             "is principal or small; leave it out with exclude="
         )
 
 
-def _not_finite(tensor: TensorPair, matrix: Matrix, label: str) -> SelectionError:
+def _not_finite(name: str, label: str) -> SelectionError:
     return SelectionError(
-        f"{safe(matrix.name(tensor))} of {label} holds NaN or Inf, and its update has no geometry; "
+        f"{safe(name)} of {label} holds NaN or Inf, and its update has no geometry; "
         "leave it out with exclude="
     )
 

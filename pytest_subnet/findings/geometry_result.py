@@ -111,11 +111,12 @@ class TensorGeometry(NamedTuple):
     """Where the update of one matrix lies.
 
     Attributes:
-        name: its name in the base; `experts[3]` in a stack.
+        name: its name in the base; `experts[3]` in a stack, `c_attn.weight[q]` where a fused one
+            was taken apart.
         shape: `(m, n)`.
         dtype: in which it was compared.
         layer: the number of its block; None outside the blocks.
-        kind: what it is for.
+        kind: what it is for; `q_proj` for the part `q`.
         principal: against the largest entries of its part of low rank.
         low_magnitude: against its smallest entries.
     """

@@ -131,7 +131,7 @@ def differs(result: SameInterface) -> str:
     rows += [
         ("usually", "saved by another version of transformers, a tokenizer that was changed for"),
         ("", "training, or a config that was edited for it and not set back"),
-        ("to accept", f"allow={_places(result)}, if the release means it"),
+        ("to accept", f"allow=[{_places(result)}], if the release means it"),
     ]
     count = plural(len(result.differences), "difference")
     return facts(f"{count} beside the weights, in {_files(result)}", rows)
@@ -151,8 +151,12 @@ def _column(label: str, lines: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _places(result: SameInterface) -> str:
-    first = f'"{safe(result.differences[0].place)}"'
-    return first if len(result.differences) == 1 else f"[{first}, …]"
+    """All that differs, as patterns that can be pasted: by file where they are many."""
+    found = (*result.allowed, *result.differences)
+    places = [each.place for each in found]
+    if len(places) > _SHOWN:
+        places = list(dict.fromkeys(each.file for each in found))
+    return ", ".join(safe(json.dumps(each, ensure_ascii=False)) for each in places)
 
 
 def _files(result: SameInterface) -> str:

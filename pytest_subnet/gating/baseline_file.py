@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import stat
 import sys
+import tempfile
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, cast
 
 from pytest_subnet import atomic
@@ -17,8 +21,7 @@ from pytest_subnet.errors import SubnetError
 from pytest_subnet.text import plural, size
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+    from collections.abc import Iterator, Mapping
 
 SCHEMA = 1
 """Of the file: raised when what is there before changes its meaning."""
@@ -26,6 +29,9 @@ SCHEMA = 1
 
 _MOST_BYTES = 16_000_000
 """Thousands of tests in one module; to parse more would take longer than to measure it."""
+
+_PATIENCE = 60
+"""Seconds: to record takes some thousandths of one."""
 
 _CONFLICT = re.compile(rb"^(<{7}|={7}|>{7}|\|{7})(?=\s|$)", re.MULTILINE)
 _FINGERPRINT = re.compile(r"([0-9a-f]{32})?")
@@ -43,8 +49,8 @@ class Entry:
         finding: `"update_sparsity"`, `"mask_overlap"`, …
         numbers: by name; of a number that stands in a mapping or a list `"lifts.matrix"` and
             `"sparsities[0]"`.
-        under: how it was measured: `"tolerance"`, `"dtype"`, `"null"` …, as far as the finding has
-            them.
+        under: how it was measured: `"tolerance"`, `"dtype"`, `"selection"`, `"null"` …, as far as
+            the finding has them.
         coverage: `"tensors"`, `"tensors_total"` and `"numel"`, as far as the finding has them.
         fingerprints: of the checkpoints: `"base"` and `"tuned"`, or what the finding calls them; 32
             hexadecimal digits, empty where nobody knows.
@@ -86,7 +92,8 @@ class BaselineFile:
         """Record the results of one test in the place of those it had; other tests keep theirs.
 
         The file is replaced whole: a run that is killed leaves the old one or the new one. Where
-        nothing changed it is left alone.
+        nothing changed it is left alone. Other processes that record wait for their turn, so that
+        none of them takes an entry of another for one that was never there.
 
         Returns:
             What was recorded of this test before.
@@ -94,12 +101,38 @@ class BaselineFile:
         Raises:
             SubnetError: as `read`; or the file cannot be written.
         """
-        tests = self.read()
-        before = tests.get(test, {})
-        if before != entries:
-            tests[test] = dict(entries)
-            self._write(tests)
+        with self._turn():
+            tests = self.read()
+            before = tests.get(test, {})
+            if before != entries:
+                tests[test] = dict(entries)
+                self._write(tests)
         return before
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait until no other process of this machine records in the file.
+
+        The lock is not beside it: there it would have to be kept out of commits. The system ends
+        the turn of a process that is killed. Where files cannot be locked there is no waiting.
+        """
+        import xxhash
+        from filelock import FileLock, Timeout
+
+        name = xxhash.xxh3_64_hexdigest(os.fsencode(os.path.realpath(self.path)))
+        lock = Path(tempfile.gettempdir(), f"pytest-subnet-{name}.lock")
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(FileLock(lock, timeout=_PATIENCE))
+            except Timeout:
+                raise SubnetError(
+                    f"cannot write {self.label}: another process has been recording in it for "
+                    f"{_PATIENCE} seconds; end it, and record again"
+                ) from None
+            # filelock warns, which may be an error here, where all it could do is a lesser lock.
+            except (OSError, NotImplementedError, Warning):
+                pass
+            yield
 
     def _write(self, tests: Tests) -> None:
         text = spelled(tests)

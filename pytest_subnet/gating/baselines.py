@@ -19,6 +19,7 @@ from pytest_subnet.devices import follows
 from pytest_subnet.errors import SubnetError
 from pytest_subnet.findings.bounds import check_limit
 from pytest_subnet.gating.baseline_file import BaselineFile, Entry, is_fingerprint
+from pytest_subnet.gating.baseline_selection import selection
 from pytest_subnet.gating.baseline_texts import (
     Change,
     changed,
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
 ResultT = TypeVar("ResultT", bound="Traceable")
 
-_UNDER = ("dtype", "form", "k", "null", "of", "operator", "side", "tolerance")
+_UNDER = ("dtype", "form", "k", "null", "of", "operator", "selection", "side", "tolerance")
 """What a finding was asked: with another of these it is another measurement."""
 
 _COVERAGE = ("numel", "tensors", "tensors_total")
@@ -263,7 +264,8 @@ def _said(result: object) -> Mapping[str, object]:
             f'the base under "base" (Checkpoint.fingerprint()); {safe(type(result).__name__)} has '
             "none, and which checkpoints it is of cannot be told"
         )
-    return said
+    of = selection(result)
+    return {**said, "selection": of} if of is not None else said
 
 
 def _numbers(said: Mapping[str, object]) -> Iterator[tuple[str, Number]]:

@@ -93,6 +93,14 @@ class _Judged:
         self._policy = policy
         self._directory = directory
         self._opened = config.stash[opened_key]
+        named = [side for side in ("base", "tuned") if config.getoption(f"subnet_{side}")]
+        if policy.trajectory is not None and named:
+            options = " and ".join(f"--subnet-{side}" for side in named)
+            raise SubnetError(
+                f"{policy.label}: it names a trajectory, so it would judge that run and not what "
+                f"{options} {'names' if len(named) == 1 else 'name'}; give the file a command of "
+                "its own, without the option"
+            )
         settings = config.stash[settings_key]
         # The command line is for this run, the file for this gate, the ini file for the project.
         written = {
@@ -122,7 +130,7 @@ class _Judged:
         from pytest_subnet.scan.gathering import declare
 
         tuned = self._sides["tuned"] if other is None else locate(other, self._directory)
-        pair = self._opened.pair(self._sides["base"], tuned)
+        pair = self._opened.pair(self._sides["base"], tuned, **self._policy.opening)
         declare(pair, self._tolerances())
         return pair
 
@@ -131,7 +139,9 @@ class _Judged:
         from pytest_subnet.scan.following import declare
 
         source = os.path.expanduser(self._policy.trajectory or "")  # noqa: PTH111 - as in locate
-        run = self._opened.trajectory(self._directory / source, pattern=self._policy.pattern)
+        run = self._opened.trajectory(
+            self._directory / source, pattern=self._policy.pattern, **self._policy.opening
+        )
         declare(run, self._tolerances())
         return run
 

@@ -6,13 +6,15 @@ import re
 import tomllib
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
+from pytest_subnet.checkpoints.dtypes import ARITHMETIC
 from pytest_subnet.checkpoints.files import stamp, unreadable
 from pytest_subnet.checkpoints.wording import short
 from pytest_subnet.errors import CheckpointError, SubnetError
 from pytest_subnet.gating.policy_gates import OTHER, Gate, gate, gate_names, objection
 from pytest_subnet.gating.policy_lines import Lines
+from pytest_subnet.pairs.opening import Vocab
 from pytest_subnet.text import nearest, redacted, safe
 
 if TYPE_CHECKING:
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 
 SOURCES = ("base", "tuned", "trajectory", "pattern")
 """The keys at the top of a policy: what it judges."""
+
+OPENING = ("rename", "vocab", "as_dtype")
+"""The keys beside them: how `open_pair` aligns the two sides."""
 
 _LARGEST = 32 * 1024
 """Bytes: some hundred tables, more than anyone writes."""
@@ -60,6 +65,7 @@ class Policy:
         tuned: likewise.
         trajectory: the directory of a run; then there are no `base` and `tuned`.
         pattern: which of its directories are checkpoints.
+        opening: the keywords of `open_pair`, or of `open_trajectory`, that it gives.
         tables: the assertions, in the order of the file.
     """
 
@@ -68,6 +74,7 @@ class Policy:
     tuned: str | None
     trajectory: str | None
     pattern: str
+    opening: Mapping[str, Any]
     tables: tuple[Table, ...]
 
 
@@ -168,6 +175,7 @@ class _Reader:
             tuned=sources.get("tuned"),
             trajectory=sources.get("trajectory"),
             pattern=sources.get("pattern", "checkpoint-*"),
+            opening=self._opening(is_run=is_run),
             tables=tuple(_told_apart(tables)),
         )
 
@@ -178,6 +186,38 @@ class _Reader:
         if not value:
             self._fail(f"{key} is empty; name a checkpoint, or leave the line out", key)
         return value
+
+    def _opening(self, *, is_run: bool) -> dict[str, Any]:
+        """What aligns the two sides; checked as far as it can be without them."""
+        given = {key: self.content[key] for key in OPENING if key in self.content}
+        for key in given:
+            if is_run and key != "as_dtype":
+                self._fail(
+                    f"{key} beside trajectory: the checkpoints of a run have the same names and "
+                    "rows; leave it out",
+                    key,
+                )
+        for key, known in (("vocab", get_args(Vocab)), ("as_dtype", tuple(ARITHMETIC))):
+            if key in given and given[key] not in known:
+                words = ", ".join(f'"{each}"' for each in known)
+                self._fail(f"{key} is {_spelled(given[key])}; it takes one of {words}", key)
+        names = given.get("rename", {})
+        if not isinstance(names, dict):
+            self._fail(
+                f"rename is {_spelled(names)}; it takes a table from names in tuned to names in "
+                "base",
+                "rename",
+            )
+        for name, new in names.items():
+            if not isinstance(new, str):
+                self._fail(
+                    f"rename of {short(name)} is {_spelled(new)}; it takes a name in base, and a "
+                    "name with dots stands in quotes",
+                    "rename",
+                    0,
+                    name,
+                )
+        return given
 
     def _check_sources(self, sources: Mapping[str, str]) -> None:
         sides = [key for key in ("base", "tuned") if key in sources]
@@ -196,12 +236,12 @@ class _Reader:
         """Name, number among those of the name, and content of every table."""
         known = gate_names()
         for name, value in self.content.items():
-            if name in SOURCES:
+            if name in (*SOURCES, *OPENING):
                 continue
             if name not in known:
-                hint = nearest(name, (*SOURCES, *known)) or (
-                    f"; a policy has {', '.join(SOURCES)}, and tables named after assertions: "
-                    f"{', '.join(known)}"
+                hint = nearest(name, (*SOURCES, *OPENING, *known)) or (
+                    f"; a policy has {', '.join((*SOURCES, *OPENING))}, and tables named after "
+                    f"assertions: {', '.join(known)}"
                 )
                 what = "table" if isinstance(value, dict | list) else "key"
                 self._fail(f"unknown {what} {safe(name)}{hint}", name)
@@ -266,7 +306,7 @@ class _Reader:
         place = (each.name, number, key)
         if key not in each.keys:
             known = each.sayable
-            if key in SOURCES:
+            if key in (*SOURCES, *OPENING):
                 hint = "; it belongs at the top of the file, above the first table"
             elif known:
                 hint = nearest(key, known) or f"; it takes {', '.join(known)}"

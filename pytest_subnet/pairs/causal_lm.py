@@ -179,17 +179,33 @@ def _load(checkpoint: Checkpoint, device: str) -> PreTrainedModel:
 def _tokenizer(pair: ModelPair) -> PreTrainedTokenizerBase | None:
     for checkpoint in (pair.tuned, pair.base):
         directory = Path(_directory(checkpoint))
-        if any((directory / name).exists() for name in _TOKENIZER_FILES):
-            with _in_our_words(
-                f"transformers cannot load the tokenizer of {safe(checkpoint.label)}"
-            ):
-                from transformers import AutoTokenizer
-
-                tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                    directory, local_files_only=True, trust_remote_code=False
-                )
-                return tokenizer
+        if tokenizer_files(directory):
+            return load_tokenizer(directory, label=checkpoint.label)
     return None
+
+
+def tokenizer_files(directory: Path) -> list[Path]:
+    """The files in `directory` that make a tokenizer; none where there is none."""
+    return [directory / name for name in _TOKENIZER_FILES if (directory / name).exists()]
+
+
+def load_tokenizer(directory: Path, *, label: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer in `directory` with transformers; no code that lies there is run.
+
+    Args:
+        directory: where its files are.
+        label: how messages name the checkpoint.
+
+    Raises:
+        CheckpointError: transformers cannot load it.
+    """
+    with _in_our_words(f"transformers cannot load the tokenizer of {safe(label)}"):
+        from transformers import AutoTokenizer
+
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
+    return tokenizer
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import pytest
 
 from pytest_subnet.devices import follows
 from pytest_subnet.reports.building import run_of
-from pytest_subnet.reports.destination import check_destination, write_report
+from pytest_subnet.reports.destination import check_destination, only_lists, write_report
 from pytest_subnet.reports.github import append_summary, write_annotations
 from pytest_subnet.reports.measured import lines, measured, text
 from pytest_subnet.reports.properties import PropertySink
@@ -64,7 +64,7 @@ def collect_run(config: pytest.Config, *, fixtures: Collection[str]) -> None:
     """
     settings = config.stash[settings_key]
     on_github = os.environ.get("GITHUB_ACTIONS") == "true"
-    if not (settings.report or on_github) or follows() or _only_lists(config):
+    if not (settings.report or on_github) or follows() or only_lists(config):
         return
     is_controller = not hasattr(config, "workerinput")
     if is_controller and settings.report:
@@ -74,11 +74,6 @@ def collect_run(config: pytest.Config, *, fixtures: Collection[str]) -> None:
     config.pluginmanager.register(_Carrier(fixtures), "subnet-carrier")
     if is_controller:
         config.pluginmanager.register(_Collector(config, on_github=on_github), "subnet-collector")
-
-
-def _only_lists(config: pytest.Config) -> bool:
-    options = ("collectonly", "showfixtures", "show_fixtures_per_test")
-    return any(config.getoption(option, False) for option in options)
 
 
 def sink_for(item: pytest.Item) -> Sink:

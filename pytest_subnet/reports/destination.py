@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.util
 import os
 import tempfile
+from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_subnet.atomic import write_text
+from pytest_subnet.devices import follows
+from pytest_subnet.settings import report_path
 from pytest_subnet.text import safe
 
 if TYPE_CHECKING:
@@ -21,6 +24,30 @@ if TYPE_CHECKING:
 _PAGES = {".html": "html", ".json": "json_file", ".md": "markdown"}
 """The module for each ending, with a function `page(run)`."""
 _NEEDED = ("jinja2", "plotly")
+
+
+def remove_last(config: pytest.Config) -> None:
+    """Remove the report of an earlier run: whatever ends this one, it is not taken for this one's.
+
+    Comes before all that can be wrong with a run. What only lists tests or options has no report,
+    and leaves that of others alone; so does what is no file of a report, or write-protected.
+    """
+    if hasattr(config, "workerinput") or follows() or only_lists(config):
+        return
+    path = report_path(config)
+    with suppress(OSError, ValueError):  # what is wrong with it is said later
+        if path and _ending(path) in _PAGES and path.is_file() and os.access(path, os.W_OK):
+            path.unlink()
+
+
+def only_lists(config: pytest.Config) -> bool:
+    """Whether nothing will be judged."""
+    options = ("collectonly", "showfixtures", "show_fixtures_per_test", "help", "version")
+    return any(config.getoption(option, False) for option in options)
+
+
+def _ending(path: Path) -> str:
+    return path.suffix.lower()
 
 
 def check_destination(path: Path, name: str) -> None:
@@ -34,10 +61,10 @@ def check_destination(path: Path, name: str) -> None:
         UsageError: with what to do.
     """
     option = f"--subnet-report (or subnet_report) is {safe(name)!r}"
-    if path.suffix.lower() not in _PAGES:
+    if _ending(path) not in _PAGES:
         raise pytest.UsageError(f"{option}; its name must end in .html, .json or .md")
     missing = [each for each in _NEEDED if importlib.util.find_spec(each) is None]
-    if path.suffix.lower() == ".html" and missing:
+    if _ending(path) == ".html" and missing:
         raise pytest.UsageError(
             f"{option}, and a page needs {' and '.join(missing)}: "
             'pip install "pytest-subnet[report]", or name a file that ends in .json or .md'
@@ -73,5 +100,5 @@ def write_report(path: Path, run: Run) -> None:
     Raises:
         OSError: it cannot be written; what was there is still there.
     """
-    module = import_module(f"pytest_subnet.reports.{_PAGES[path.suffix.lower()]}")
+    module = import_module(f"pytest_subnet.reports.{_PAGES[_ending(path)]}")
     write_text(path, module.page(run))

@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+from pytest_subnet.reports.measured import words_of
 from pytest_subnet.text import percent, plural
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def _number(key: str, value: int | float) -> str:
 
 
 def _words(key: str) -> str:
-    return _escaped(key.replace("_", " "))
+    return _escaped(words_of(key))
 
 
 def _pair(pair: Pair) -> Iterator[str]:

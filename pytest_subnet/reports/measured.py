@@ -16,6 +16,8 @@ _FIRST = ("name", "kind", "layer", "shape", "dtype")
 _SAID_BY_OTHERS = frozenset({"density", "value_changes", "value_density", "nonfinite"})
 """Properties that follow from other columns, of which there may be 20,000 rows."""
 
+_WORDS = {"expected_sparsity": "sparsity by rounding alone"}
+
 
 def measured(result: Recordable, *, with_tensors: bool) -> Measured:
     """What a report shows of `result`.
@@ -104,6 +106,11 @@ def _get(row: object, column: str) -> object:
 def finite(value: Any) -> Any:
     """`value`, or None for NaN and Inf, which JSON does not have."""
     return value if value is None or math.isfinite(value) else None
+
+
+def words_of(key: str) -> str:
+    """The name of a number as words; of an estimate, what it is an estimate of."""
+    return _WORDS.get(key, key.replace("_", " "))
 
 
 def plain(value: object) -> object:

@@ -613,12 +613,21 @@ for (const select of document.querySelectorAll("[data-count], [data-measure]")) 
 
 document.addEventListener("DOMContentLoaded", () => {
   const afterPaint = (work) => requestAnimationFrame(() => setTimeout(work));
+  // One at a time: each chart is seen before the next one is worked on.
+  const near = [];
+  const next = () => {
+    const root = near.shift();
+    if (near.length) afterPaint(next);
+    draw(root);
+  };
   const watcher = new IntersectionObserver((seen) => {
+    const isIdle = !near.length;
     for (const { isIntersecting, target } of seen) {
       if (!isIntersecting) continue;
       watcher.unobserve(target);
-      afterPaint(() => draw(target));
+      near.push(target);
     }
+    if (isIdle && near.length) afterPaint(next);
   }, { rootMargin: "300px" });
   for (const root of document.querySelectorAll(".chart")) watcher.observe(root);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);

@@ -6,6 +6,7 @@ import math
 import re
 from typing import TYPE_CHECKING
 
+from pytest_subnet.reports.measured import words_of
 from pytest_subnet.text import percent, plural, printable, safe
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ def number(key: str, value: object) -> str:
 
 def spelled(key: object) -> str:
     """A key as words."""
-    return safe(str(key).replace("_", " "))
+    return safe(words_of(str(key)))
 
 
 def _is_number(value: object) -> bool:

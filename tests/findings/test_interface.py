@@ -1,5 +1,6 @@
 """`same_interface`, `assert_same_interface`: what lies beside the weights is that of the base."""
 
+import ast
 import json
 import shutil
 from pathlib import Path
@@ -223,10 +224,24 @@ def test_the_whole_message(sides, fails_with):
           allowed    config.json:use_cache
           usually    saved by another version of transformers, a tokenizer that was changed for
                      training, or a config that was edited for it and not set back
-          to accept  allow=["config.json:rope_theta", …], if the release means it
+          to accept  allow=["config.json:use_cache", "config.json:rope_theta", "chat_template:default"], if the release means it
         """  # noqa: E501
     ):
         assert_same_interface(opened(sides), allow="use_cache")
+
+
+@pytest.mark.parametrize("count", [3, 40])
+def test_what_the_message_offers_to_allow_can_be_pasted(sides, count):
+    more = {f'a "key" with\x1b {number}.x': number for number in range(count)}
+    edit(sides[1] / "config.json", lambda content: content.update(more))
+    with pytest.raises(AssertionError) as caught:
+        assert_same_interface(opened(sides))
+
+    offered = str(caught.value).splitlines()[-1].partition("allow=")[2]
+    pasted = ast.literal_eval(offered.removesuffix(", if the release means it"))
+
+    assert isinstance(pasted, list)
+    assert assert_same_interface(opened(sides), allow=pasted).differences == ()
 
 
 def test_message_rewords(sides):

@@ -82,6 +82,29 @@ def test_a_policy_on_a_run_names_its_directory_and_the_pattern_of_its_checkpoint
     assert (policy.trajectory, policy.pattern) == ("runs/grpo", "step_*")
 
 
+def test_the_keywords_of_open_pair_stand_at_the_top(read):
+    assert read("[assert_finite]\n").opening == {}
+    policy = read(
+        """
+        vocab = "common"
+        as_dtype = "float32"
+        [assert_finite]
+        [rename]
+        "a.weight" = "b.weight"
+        """
+    )
+    assert policy.opening == {
+        "vocab": "common",
+        "as_dtype": "float32",
+        "rename": {"a.weight": "b.weight"},
+    }
+    assert [table.name for table in policy.tables] == ["assert_finite"]
+    policy = read(
+        'trajectory = "run"\nas_dtype = "bfloat16"\n[assert_step_sparsity]\nat_least = 0.9\n'
+    )
+    assert policy.opening == {"as_dtype": "bfloat16"}
+
+
 def test_the_tuned_checkpoint_of_another_run_is_told_from_the_keywords(read):
     (table,) = read('[assert_mask_overlap]\nother = "runs/2"\nmin_lift = 1.2\n').tables
     assert (table.name, table.other) == ("assert_mask_overlap[runs/2]", "runs/2")
@@ -182,6 +205,30 @@ WRONG = {
     "unknown key at the top": (
         'tunned = "a"\n[assert_finite]\n',
         "release.subnet.toml:1: unknown key tunned; did you mean tuned?",
+    ),
+    "an opening of a wrong kind": (
+        "as_dtype = ['float32']\n[assert_finite]\n",
+        "release.subnet.toml:1: as_dtype is an array; it takes one of "
+        '"bfloat16", "float16", "float32", "float64"',
+    ),
+    "an unknown vocab": (
+        "base = 'b'\nvocab = 'comon'\n[assert_finite]\n",
+        'release.subnet.toml:2: vocab is the string "comon"; it takes one of "strict", "common"',
+    ),
+    "a rename that is no table": (
+        "rename = 'a'\n[assert_finite]\n",
+        'release.subnet.toml:1: rename is the string "a"; it takes a table from names in tuned to '
+        "names in base",
+    ),
+    "a rename without quotes": (
+        "[assert_finite]\n[rename]\na.weight = 'b'\n",
+        "release.subnet.toml:3: rename of a is a table; it takes a name in base, and a name with "
+        "dots stands in quotes",
+    ),
+    "a rename along a run": (
+        "trajectory = 'run'\n[assert_step_sparsity]\nat_least = 0.9\n[rename]\na = 'b'\n",
+        "release.subnet.toml:4: rename beside trajectory: the checkpoints of a run have the same "
+        "names and rows; leave it out",
     ),
     "unknown key": (
         "[assert_finite]\n[assert_update_sparsity]\n# a comment\n\nat_lest = 0.7\n",
@@ -362,7 +409,8 @@ WRONG = {
     "terminal escapes": (
         '"\\u001b[31mred" = 1\n',
         "release.subnet.toml:1: unknown key \\x1b[31mred; a policy has base, tuned, trajectory, "
-        f"pattern, and tables named after assertions: {', '.join(gate_names())}",
+        "pattern, rename, vocab, as_dtype, and tables named after assertions: "
+        f"{', '.join(gate_names())}",
     ),
 }
 

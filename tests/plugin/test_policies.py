@@ -276,6 +276,49 @@ def test_a_run_is_judged_by_its_checkpoints(project, run, checkpoints):
     result.stdout.fnmatch_lines(["*85.71%*90.00%*"])
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--subnet-tuned=tuned"], "--subnet-tuned names"),
+        (["--subnet-base=base", "--subnet-tuned=tuned"], "--subnet-base and --subnet-tuned name"),
+    ],
+)
+def test_a_run_is_not_judged_in_the_place_of_what_the_command_line_names(run, options, words):
+    policy = 'trajectory = "runs"\n[assert_step_sparsity]\nat_least = 0.8\n'
+    result = run(policy, *options)
+    result.assert_outcomes(errors=1)
+    assert (
+        "release.subnet.toml: it names a trajectory, so it would judge that run and not what "
+        f"{words}; give the file a command of its own, without the option"
+    ) in result.stdout.str().splitlines()
+
+
+def test_the_ini_file_does_not_change_a_run(project, run, checkpoints):
+    import shutil
+
+    for name, step in (("base", 1), ("tuned", 2)):
+        shutil.copytree(checkpoints / name, project.path / "runs" / f"checkpoint-{step}")
+    project.makeini("[pytest]\nsubnet_tuned = nowhere\n")
+    policy = 'trajectory = "runs"\nas_dtype = "float32"\n[assert_step_sparsity]\nat_least = 0.8\n'
+    run(policy).assert_outcomes(passed=1)
+
+
+def test_a_pair_is_aligned_as_the_policy_says(run, save_checkpoint, checkpoints):
+    from safetensors.numpy import load_file
+
+    other = load_file(checkpoints / "tuned" / "model.safetensors")
+    other["renamed.weight"] = other.pop("model.layers.0.self_attn.q_proj.weight")
+    save_checkpoint("renamed", other)
+    gate = 'base = "base"\ntuned = "renamed"\n{}[assert_same_structure]\n[assert_finite]\n'
+    run(gate.format("")).assert_outcomes(failed=2)
+    run(
+        gate.format(
+            'as_dtype = "bfloat16"\nvocab = "common"\n'
+            'rename = {"renamed.weight" = "model.layers.0.self_attn.q_proj.weight"}\n'
+        )
+    ).assert_outcomes(passed=2)
+
+
 def test_two_runs_are_held_against_each_other(project, run, save_checkpoint, checkpoints):
     from safetensors.numpy import load_file
 

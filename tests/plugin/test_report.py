@@ -367,7 +367,7 @@ def test_it_is_written_without_a_terminal(project, reported):
     assert reported("-p", "no:terminal")["passed"] is True
 
 
-@pytest.mark.parametrize("how", [("--collect-only",), ("--fixtures",), ("--help",)])
+@pytest.mark.parametrize("how", [("--collect-only",), ("--fixtures",), ("--help",), ("--version",)])
 def test_a_run_without_tests_leaves_the_report_of_another_alone(project, pair_options, how):
     project.makepyfile(PASSES)
     (project.path / "out.json").write_text("of another run")
@@ -375,6 +375,29 @@ def test_a_run_without_tests_leaves_the_report_of_another_alone(project, pair_op
     project.runpytest(*pair_options, "--subnet-report=out.json", *how)
 
     assert (project.path / "out.json").read_text() == "of another run"
+
+
+@pytest.mark.parametrize("wrong", ["--subnet-device=tpu", "--subnet-tuned=", "nowhere.py"])
+@pytest.mark.usefixtures("gate")
+def test_a_run_that_cannot_start_leaves_no_report_of_another(project, run_apart, wrong):
+    (project.path / "out.json").write_text("of another run")
+
+    result = run_apart("--subnet-report=out.json", wrong)
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    if wrong == "nowhere.py":  # found out by pytest, in a session that has a report
+        assert json.loads((project.path / "out.json").read_text())["passed"] is False
+    else:
+        assert not (project.path / "out.json").exists()
+
+
+@pytest.mark.usefixtures("gate")
+def test_what_is_no_report_is_not_removed(project, run_apart):
+    (project.path / "notes.txt").write_text("mine")
+
+    assert run_apart("--subnet-report=notes.txt").ret == pytest.ExitCode.USAGE_ERROR
+
+    assert (project.path / "notes.txt").read_text() == "mine"
 
 
 def test_processes_that_follow_write_nothing(project, pair_options, monkeypatch):
@@ -518,7 +541,9 @@ def test_a_report_that_cannot_be_written_in_the_end_fails_the_run(project, pair_
     result.stdout.no_fnmatch_line("*report written to*")
 
 
-def test_a_run_that_is_killed_leaves_the_old_report(project, pair_options):
+def test_a_run_that_is_killed_leaves_no_report_that_could_be_taken_for_its_own(
+    project, pair_options
+):
     (project.path / "out.json").write_text("of another run")
     project.makepyfile(
         PASSES + "\n        import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -532,5 +557,5 @@ def test_a_run_that_is_killed_leaves_the_old_report(project, pair_options):
     )
 
     assert killed.returncode == -signal.SIGKILL
-    assert (project.path / "out.json").read_text() == "of another run"
+    assert not (project.path / "out.json").exists()
     assert not list(project.path.glob(".out*"))

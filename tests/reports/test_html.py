@@ -18,7 +18,7 @@ from pytest_subnet.text import safe
 pytest.importorskip("jinja2", reason="needs the extra report")
 pytest.importorskip("plotly", reason="needs the extra report")
 
-from pytest_subnet.reports.html import page
+from pytest_subnet.reports.html import _unwrapped, page
 from pytest_subnet.reports.page_data import pairs, sections
 from pytest_subnet.reports.page_words import entry_of, number
 
@@ -324,6 +324,20 @@ def test_a_message_without_end_is_cut():
 
     assert shown["first"] == "first"
     assert shown["message"].endswith("x\n… 10,006 more characters")
+
+
+def test_plotly_is_not_wrapped_in_a_function_that_is_parsed_twice():
+    plotly = Reader(page(run_of())).all("script", id="plotly")[0]["text"]
+
+    assert "plotly.js v" in plotly[:100]
+    assert "function(root, factory)" not in plotly[:2000]
+    assert plotly.partition("*/")[2].lstrip().startswith('"use strict";var Plotly=')
+    assert plotly.rstrip().endswith("window.Plotly = Plotly;")
+
+
+def test_a_bundle_of_another_form_stays_as_it_is():
+    for bundle in ("", "var Plotly={};", "(function(root, factory) {} (this, () => {\nf()\n}));"):
+        assert _unwrapped(bundle) == bundle
 
 
 def test_without_plotly_it_says_what_to_install(monkeypatch):

@@ -1,12 +1,15 @@
 """Tokens, passwords and signatures stay here, whatever else a text says."""
 
+import numpy as np
 import pytest
 
+from pytest_subnet import SubnetError, assert_update_sparsity, open_pair
 from pytest_subnet.reports.building import run_of
 from pytest_subnet.reports.measured import lines, measured, tensor_name
+from pytest_subnet.reports.page_words import spelled
 from pytest_subnet.reports.properties import PropertySink
 from pytest_subnet.reports.session import SessionReport
-from pytest_subnet.text import redacted
+from pytest_subnet.text import redacted, safe
 
 TOKEN = "hf_AbCdEfGhIjKlMnOpQrStUvWxYz01234567"
 SECRETS = [
@@ -117,3 +120,36 @@ def files_with_secrets():
     pair.notes = ("from https://me:secret@host/x",)
     update_sparsity(pair)
     return pair
+
+
+def test_what_is_shown_of_a_name_has_no_secret_either():
+    assert safe(f"/home/{TOKEN}/base") == "/home/hf_…/base"
+    assert "bCdEf" not in safe(f"{'x' * 145}{TOKEN}{'x' * 300}")  # where it would be cut in two
+
+
+def test_a_token_in_a_path_is_not_in_the_message(tmp_path):
+    from safetensors.numpy import save_file
+
+    for side, value in (("base", 1), ("tuned", 2)):
+        path = tmp_path / TOKEN / side
+        path.mkdir(parents=True)
+        save_file({"a.weight": np.full((2, 2), value, np.float32)}, path / "model.safetensors")
+    pair = open_pair(*(tmp_path / TOKEN / side for side in ("base", "tuned")))
+
+    with pytest.raises(AssertionError) as caught:
+        assert_update_sparsity(pair, at_least=0.9)
+
+    shown = f"{tmp_path}/hf_…"
+    assert str(caught.value).splitlines()[1] == (
+        f"  pair       {shown}/base -> {shown}/tuned   (same bits, f32, 1/1 tensor, 4 entries)"
+    )
+    assert TOKEN not in str(caught.value) + repr(pair) + repr(pair.base)
+    with pytest.raises(SubnetError) as absent:
+        open_pair(pair.base, tmp_path / TOKEN / "gone")
+    assert "hf_…/gone" in str(absent.value)
+    assert TOKEN not in str(absent.value)
+
+
+def test_estimates_are_named_for_what_they_are_of():
+    assert spelled("expected_sparsity") == "sparsity by rounding alone"
+    assert spelled("stable_rank") == "stable rank"
