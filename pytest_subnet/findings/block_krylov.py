@@ -9,19 +9,21 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-EXTRA = 16
-"""Vectors that are iterated beyond those asked for."""
+WIDTH = 8
+"""Vectors that go through the matrix at once; few, so that its powers come to be high."""
 
-_BLOCKS = 20
-_LOOK = 4
-"""After so many blocks the directions are worked out of what was gathered."""
+_FIRST_LOOK = 2.5
+_LOOKS = 1.25
+"""Vectors for each one wanted when the directions are first worked out, and by what they grow."""
 
-_ROUNDS = 3
-_PACE = 0.1
-"""A round that leaves more than this of the error is the last."""
+_AGAIN = 4
+"""Blocks gathered from fresh directions before what was found is believed."""
 
-_ENOUGH = math.radians(0.002)
+ENOUGH = math.radians(0.002)
 """The iteration has found a subspace when it is off by no more than this."""
+
+_CLEAR = 1e-6
+"""A direction of which the projections leave less is rounding; another takes its place."""
 
 _EPS = 2.0**-52
 
@@ -30,8 +32,8 @@ class Leading(NamedTuple):
     """What was found.
 
     Attributes:
-        squares: `[k + EXTRA]`, eigenvalues, largest first.
-        vectors: `[m, k + EXTRA]`, orthonormal columns.
+        squares: `[k + 1]`, eigenvalues, largest first.
+        vectors: `[m, k + 1]`, orthonormal columns.
         error: by how much, in radians, the first k may be off together.
     """
 
@@ -42,93 +44,96 @@ class Leading(NamedTuple):
 
 def columns(k: int) -> int:
     """How many vectors the iteration holds at most."""
-    return _BLOCKS * (k + EXTRA)
+    return 10 * (k + 2 * WIDTH)
 
 
 def eigenvectors(
     gram: NDArray[np.float64], k: int, start: NDArray[np.float64] | None = None
 ) -> Leading | None:
-    """The k leading eigenvectors; None where it has not come near enough.
+    """The k leading eigenvectors and the next; None where it has not come near enough.
 
-    Subspace iteration that keeps what it passes through (Musco and Musco 2015, algorithm 2), begun
-    anew from the directions found when it holds `columns(k)` vectors.
+    Subspace iteration that keeps what it passes through (Musco and Musco 2015, algorithm 2), with
+    blocks narrower than k. When it has come near enough it goes on from directions of its own: of a
+    value that many directions share, the first ones may have shown it too few.
 
     Args:
-        gram: `[m, m]`, float64, of which the lower triangle is there.
+        gram: `[m, m]`, float64, of which the lower triangle is there, and nothing above it.
         k: with `columns(k)` at most m.
-        start: `[m, k]`, where to start from; None starts from random directions.
+        start: `[m, any]`, directions among which the leading ones are thought to be.
     """
     import numpy as np
 
-    fresh = np.random.default_rng(0).standard_normal((len(gram), k + EXTRA))
-    block = fresh if start is None else np.hstack([start, fresh[:, k:]])
-    before = math.inf
-    for _ in range(_ROUNDS):
-        found = _round(gram, k, block)
-        if found.error <= _ENOUGH:
+    full = gram + gram.T
+    full[np.diag_indices_from(full)] /= 2
+    random = np.random.default_rng(0)
+    block = random.standard_normal((len(full), WIDTH))
+    if start is not None:
+        # Not in these alone: a direction that they have no part of would not be found.
+        block = 0.1 * block + start @ random.standard_normal((start.shape[1], WIDTH))
+    basis = np.empty((len(full), columns(k)), order="F")
+    inner = np.zeros((columns(k),) * 2)
+    look, believed = _FIRST_LOOK * (k + WIDTH), False
+    for end in range(WIDTH, columns(k) + 1, WIDTH):
+        new = slice(end - WIDTH, end)
+        basis[:, new] = _beside(basis[:, : end - WIDTH], block)
+        block = full @ basis[:, new]
+        inner[:end, new] = basis[:, :end].T @ block
+        if end < look:
+            continue
+        found = _ritz(full, basis[:, :end], inner[:end, :end], k)
+        if found.error > ENOUGH:
+            look, believed = end * _LOOKS, False
+        elif believed:
             return found
-        if found.error > _PACE * before:
-            return None
-        before, block = found.error, found.vectors
+        else:
+            look, believed = end + _AGAIN * WIDTH, True
+            block = random.standard_normal(block.shape)
     return None
-
-
-def _round(gram: NDArray[np.float64], k: int, block: NDArray[np.float64]) -> Leading:
-    """Gather blocks until the k leading directions are in what they span."""
-    import numpy as np
-    from scipy.linalg.blas import dsymm
-
-    width = block.shape[1]
-    basis = np.empty((len(gram), _BLOCKS * width), order="F")
-    inner = np.zeros((_BLOCKS * width,) * 2)
-    for end in range(width, _BLOCKS * width + 1, width):
-        new = basis[:, end - width : end]
-        new[:] = _beside(basis[:, : end - width], block)
-        image = dsymm(1.0, gram, new, lower=1)
-        # The image of a block has parts in the two last blocks only, and in the next.
-        near = slice(max(0, end - 2 * width), end)
-        inner[near, end - width : end] = basis[:, near].T @ image
-        if end % (_LOOK * width) == 0:
-            found = _ritz(gram, basis[:, :end], inner[:end, :end], k)
-            if found.error <= _ENOUGH:
-                break
-        block = image - basis[:, near] @ inner[near, end - width : end]
-    return found
 
 
 def _beside(basis: NDArray[np.float64], block: NDArray[np.float64]) -> NDArray[np.float64]:
     """Orthonormal columns of `block`, orthogonal to `basis`; other directions where it has none."""
     import numpy as np
 
-    block = np.linalg.qr(block).Q
     left = 0.0
-    while left < 0.5:  # what a projection leaves of a direction, rounding has a part in
-        block, triangle = np.linalg.qr(block - basis @ (basis.T @ block))
-        left = float(np.abs(triangle.diagonal()).min())
+    while left < _CLEAR:
+        before = np.linalg.norm(block, axis=0).max()
+        for _ in range(2):  # the first leaves what rounding makes of a small remainder
+            block = block - basis @ (basis.T @ block)
+        block, triangle = np.linalg.qr(block)
+        left = float(np.abs(triangle.diagonal()).min() / before) if before else 0.0
     return block
 
 
 def _ritz(
-    gram: NDArray[np.float64], basis: NDArray[np.float64], inner: NDArray[np.float64], k: int
+    full: NDArray[np.float64], basis: NDArray[np.float64], inner: NDArray[np.float64], k: int
 ) -> Leading:
-    """The best k + EXTRA directions of those that `basis` spans, and how good they are."""
-    import numpy as np
+    """The best k + 1 directions of those that `basis` spans, and how good they are."""
     from scipy.linalg import eigh
-    from scipy.linalg.blas import dsymm
 
     size = len(inner)
-    squares, turn = eigh(inner, lower=False, subset_by_index=[size - k - EXTRA, size - 1])
-    squares = squares[::-1].clip(min=0)
+    squares, turn = eigh(inner, lower=False, subset_by_index=[size - k - 1, size - 1])
     vectors = basis @ turn[:, ::-1]
-    moved = dsymm(1.0, gram, np.asfortranarray(vectors[:, : k + 1]), lower=1)
-    missed = moved - vectors[:, : k + 1] * squares[: k + 1]
-    noise = len(gram) ** 0.5 * _EPS * float(squares[0])
+    return judged(vectors, full @ vectors, squares[::-1])
+
+
+def judged(
+    vectors: NDArray[np.float64], image: NDArray[np.float64], squares: NDArray[np.float64]
+) -> Leading:
+    """What the images of k + 1 directions under a Gram matrix say of the first k.
+
+    By Davis and Kahan an invariant subspace is within residual / gap of theirs.
+    """
+    import numpy as np
+
+    missed = image - vectors * squares
+    noise = len(vectors) ** 0.5 * _EPS * float(squares[0])
+    residual = max(float(np.linalg.norm(missed[:, :-1])), noise)
     # The next one is found from below: it may be as far above as it misses.
-    beyond = float(squares[k] + np.linalg.norm(missed[:, k]))
-    error = angle(max(float(np.linalg.norm(missed[:, :k])), noise), float(squares[k - 1]) - beyond)
-    return Leading(squares, vectors, error)
+    gap = float(squares[-2] - squares[-1] - np.linalg.norm(missed[:, -1]))
+    return Leading(squares.clip(min=0), vectors, angle(residual, gap))
 
 
 def angle(residual: float, gap: float) -> float:
-    """Davis and Kahan: an invariant subspace is within residual / gap of what was found."""
+    """The angle whose sine is residual / gap; a right one where there is no gap."""
     return math.asin(min(1.0, residual / gap)) if gap > 0 else math.pi / 2

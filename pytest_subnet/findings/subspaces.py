@@ -1,6 +1,7 @@
 """The leading singular subspaces of a matrix, and the angles between two of them.
 
-Everything is float64: angles of interest are within ten times of what float32 resolves.
+What is believed was proven in float64: angles of interest are within ten times of what float32
+resolves.
 """
 
 from __future__ import annotations
@@ -12,10 +13,15 @@ from pytest_subnet.findings import block_krylov
 from pytest_subnet.findings.spectra import gram_of
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
 _SMALL = 512
 """Up to this many rows or columns all eigenvectors are computed at once."""
+
+_LARGE = 2048
+"""From here on the products of a Gram matrix are most of the work."""
 
 _EPS = 2.0**-52
 _COLUMNS = 2048
@@ -57,62 +63,89 @@ def leading(matrix: torch.Tensor, k: int, *, start: Subspace | None = None) -> S
             residual says so: it starts at no rotation at all, and stopped too early finds none.
     """
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    gram = gram_of(wide)
-    short, values, beyond, error, method = _eigenvectors(gram, k, _short_side(start, matrix))
-    long = _project(wide, short, values)
-    left, right = (short, long) if wide is matrix else (long, short)
-    return Subspace(left, right, values, beyond, error, method)
+    found = _iterate(wide, k, _short_side(start, matrix)) or _decompose(wide, k)
+    if wide is matrix:
+        return found
+    return found._replace(left=found.right, right=found.left)
 
 
-def _short_side(start: Subspace | None, matrix: torch.Tensor) -> torch.Tensor | None:
+def _short_side(start: Subspace | None, matrix: torch.Tensor) -> NDArray[np.float64] | None:
     if start is None:
         return None
-    return start.left if matrix.shape[0] <= matrix.shape[1] else start.right
+    side = start.left if matrix.shape[0] <= matrix.shape[1] else start.right
+    found: NDArray[np.float64] = side.cpu().numpy()
+    return found
 
 
-def _project(wide: torch.Tensor, short: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """The directions of the long side: Wᵀ U, made orthonormal; of zeros some directions."""
+def _iterate(wide: torch.Tensor, k: int, start: NDArray[np.float64] | None) -> Subspace | None:
+    """By block Krylov iteration on the CPU; None where it has not come near enough.
+
+    Of a large matrix on a Gram matrix of float32 products first. What is found is held to the
+    matrix itself in float64, and where that does not prove it, sought again on float64 products.
+    """
+    import numpy as np
     import torch
 
-    blocks = [
-        wide[:, start : start + _COLUMNS].double().T @ short
-        for start in range(0, wide.shape[1], _COLUMNS)
-    ]
-    basis, triangle = torch.linalg.qr(torch.cat(blocks))
+    rows = wide.shape[0]
+    if wide.device.type != "cpu" or rows <= max(_SMALL, block_krylov.columns(k)):
+        return None
+    for single in (True, False) if rows > _LARGE else (False,):
+        gram = gram_of(wide, single=single).numpy()
+        if not np.isfinite(gram.trace()):
+            continue
+        found = block_krylov.eigenvectors(gram, k, start)
+        if found is None:
+            return None
+        start = found.vectors
+        long = _times(wide.T, found.vectors)
+        image = _times(wide, long)
+        squares = np.einsum("ij,ij->j", found.vectors, image)
+        found = block_krylov.judged(found.vectors, image, squares)
+        if found.error <= block_krylov.ENOUGH:
+            values = torch.from_numpy(np.sqrt(found.squares))
+            return Subspace(
+                torch.from_numpy(found.vectors[:, :k].copy()),
+                _orthonormal(torch.from_numpy(long[:, :k].copy())),
+                values[:k],
+                float(values[k]),
+                found.error,
+                "block-krylov",
+            )
+    return None
+
+
+def _times(matrix: torch.Tensor, thin: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`matrix @ thin` in float64, a block of the long side of `matrix` at a time."""
+    import numpy as np
+
+    rows, columns = matrix.shape
+    if rows > columns:
+        starts = range(0, rows, _COLUMNS)
+        parts = [matrix[start : start + _COLUMNS].double().numpy() @ thin for start in starts]
+        return np.concatenate(parts)
+    result = np.zeros((rows, thin.shape[1]))
+    for start in range(0, columns, _COLUMNS):
+        rest = slice(start, start + _COLUMNS)
+        result += matrix[:, rest].double().numpy() @ thin[rest]
+    return result
+
+
+def _orthonormal(directions: torch.Tensor) -> torch.Tensor:
+    """The same columns made orthonormal; of zeros some directions."""
+    import torch
+
+    basis, triangle = torch.linalg.qr(directions)
     signs = triangle.diagonal().sign()
     signs[signs == 0] = 1
     result: torch.Tensor = basis * signs
     return result
 
 
-def _eigenvectors(
-    gram: torch.Tensor, k: int, start: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor, float, float, str]:
-    """Leading eigenvectors of a Gram matrix of which the lower triangle is there."""
-    wanted = block_krylov.columns(k) * (1 if start is not None else 2)
-    if gram.device.type == "cpu" and gram.shape[0] > max(_SMALL, wanted):
-        found = _iterate(gram, k, start)
-        if found is not None:
-            return *found, "block-krylov"
-    return *_decompose(gram, k), "eigh"
-
-
-def _iterate(
-    gram: torch.Tensor, k: int, start: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor, float, float] | None:
+def _decompose(wide: torch.Tensor, k: int) -> Subspace:
+    """By all eigenvectors of the Gram matrix."""
     import torch
 
-    found = block_krylov.eigenvectors(gram.numpy(), k, None if start is None else start.numpy())
-    if found is None:
-        return None
-    vectors = torch.from_numpy(found.vectors[:, :k].copy())
-    values = torch.from_numpy(found.squares[: k + 1]).sqrt()
-    return vectors, values[:k], float(values[k]), found.error
-
-
-def _decompose(gram: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, float, float]:
-    import torch
-
+    gram = gram_of(wide)
     size = gram.shape[0]
     wanted = min(k + 1, size)
     if gram.device.type == "cpu":
@@ -127,7 +160,13 @@ def _decompose(gram: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, 
     beyond = float(squares[k].sqrt()) if wanted > k else 0.0
     noise = size**0.5 * _EPS * float(squares[0])
     error = block_krylov.angle(noise, float(squares[k - 1]) - beyond**2)
-    return vectors[:, :k].contiguous(), squares[:k].sqrt(), beyond, error
+    short = vectors[:, :k].contiguous()
+    blocks = [
+        wide[:, start : start + _COLUMNS].double().T @ short
+        for start in range(0, wide.shape[1], _COLUMNS)
+    ]
+    long = _orthonormal(torch.cat(blocks))
+    return Subspace(short, long, squares[:k].sqrt(), beyond, error, "eigh")
 
 
 def principal_angles_deg(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

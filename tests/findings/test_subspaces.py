@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_subnet.findings import block_krylov
+from pytest_subnet.findings import block_krylov, subspaces
+from pytest_subnet.findings.spectra import gram_of
 from pytest_subnet.findings.subspaces import leading, principal_angles_deg, vector_angles_deg
 
 law = settings(max_examples=60, derandomize=True, deadline=None, database=None)
@@ -76,16 +77,55 @@ def test_all_directions_have_nothing_beyond() -> None:
 
 def test_iterating_from_nearby_finds_the_same() -> None:
     values = torch.cat([torch.linspace(20, 10, 12), torch.linspace(2, 0.1, 588)]).double()
-    values = torch.cat([values, torch.full((100,), 0.1).double()])
-    base = with_values(values, (700, 750), 0)
-    tuned = base + 0.02 * random((700, 750), 9)
-    start = leading(base, 12)
-    near = leading(tuned, 12, start=start)
-    afresh = leading(tuned, 12)
-    assert (near.method, afresh.method) == ("block-krylov", "eigh")
-    for side in ("left", "right"):
-        angle = principal_angles_deg(getattr(near, side), getattr(afresh, side)).max()
-        assert float(angle) <= math.degrees(near.error) < 0.01
+    base = with_values(values, (600, 750), 0)
+    tuned = base + 0.02 * random((600, 750), 9)
+    left, _, right = torch.linalg.svd(tuned, full_matrices=False)
+    for found in (leading(tuned, 12, start=leading(base, 12)), leading(tuned, 12)):
+        assert found.method == "block-krylov"
+        for one, other in ((found.left, left[:, :12]), (found.right, right[:12].T)):
+            angle = principal_angles_deg(one, other).max()
+            assert float(angle) <= math.degrees(found.error) < 0.002
+
+
+@pytest.mark.parametrize("scale", [1, 1e-25, 1e25])
+def test_products_in_float32_are_held_to_the_matrix_in_float64(
+    scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where their squares leave the range of float32 they are not believed."""
+    products = []
+
+    def counted(matrix: torch.Tensor, *, single: bool = False) -> torch.Tensor:
+        products.append(single)
+        return gram_of(matrix, single=single)
+
+    monkeypatch.setattr(subspaces, "gram_of", counted)
+    monkeypatch.setattr(subspaces, "_LARGE", 1)
+    values = torch.cat([torch.linspace(20, 10, 12), torch.linspace(2, 0.1, 588)]).double()
+    matrix = scale * with_values(values, (600, 750), 0)
+    found = leading(matrix, 12)
+    left, exact, right = torch.linalg.svd(matrix, full_matrices=False)
+    assert products == ([True] if scale == 1 else [True, False])
+    np.testing.assert_allclose(found.values, exact[:12], rtol=1e-10)
+    for one, other in ((found.left, left[:, :12]), (found.right, right[:12].T)):
+        angle = principal_angles_deg(one, other).max()
+        assert float(angle) <= math.degrees(found.error) < 0.002
+
+
+@pytest.mark.parametrize(
+    ("values", "k", "method"),
+    [([20, 12], 20, "block-krylov"), ([20, 12], 32, "block-krylov"), ([40, 1], 9, "eigh")],
+)
+def test_a_value_that_many_directions_share_is_found_as_often(
+    values: list[int], k: int, method: str
+) -> None:
+    """Of these the iteration has shown no more than 8 when it first seems to have arrived."""
+    many, few = values
+    rest = torch.linspace(0.5, 0.1, 600 - many - few)
+    parts = [torch.full((many,), 5.0), torch.linspace(4, 3, few), rest]
+    matrix = with_values(torch.cat(parts).double(), (600, 750), 0)
+    found = leading(matrix, k)
+    assert found.method == method
+    np.testing.assert_allclose(found.values, torch.cat(parts)[:k], rtol=1e-6)
 
 
 @pytest.mark.parametrize("rest", [torch.linspace(2, 0.1, 846), torch.zeros(846)])
