@@ -192,8 +192,9 @@ def effective_rank(values: torch.Tensor) -> float:
 
 
 def gram_of(matrix: torch.Tensor, *, single: bool = False) -> torch.Tensor:
-    """The lower triangle of `matrix @ matrix.T` in float64; what is above it is not meant,
-    and nothing on the CPU.
+    """The lower triangle of `matrix @ matrix.T` in float64.
+
+    On a GPU the upper one is filled too, on the CPU it is zero.
 
     Args:
         matrix: `[m, n]`, on any device.
