@@ -103,6 +103,7 @@ def _checkpoints() -> Path:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
+    torch.set_num_threads(1)  # on busy cores, models this small take five times as long with two
     root = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, root)
     make_pair(root)
@@ -115,6 +116,14 @@ def _checkpoints() -> Path:
     return root
 
 
+@functools.cache
+def _laboratory() -> Path:
+    """Where pages and docstrings keep the laboratory, which takes seconds to train."""
+    root = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, root)
+    return root
+
+
 class _Page:
     """The directory in which the examples of one page run."""
 
@@ -123,6 +132,7 @@ class _Page:
         self.directory = Path(tempfile.mkdtemp())
         os.chdir(self.directory)
         shutil.copytree(_checkpoints(), self.directory, dirs_exist_ok=True)
+        Path(".laboratory").symlink_to(_laboratory())
         namespace["__name__"] = "__main__"
 
     def teardown(self, namespace: dict[str, object]) -> None:
@@ -208,6 +218,7 @@ def _run_here(command: str) -> tuple[int, str]:
     ):
         for name, value in _ENVIRONMENT.items():
             patch.setenv(name, value)
+        patch.setattr("pytest_subnet.testing.fixture._of_this_run", lambda *_: _laboratory())
         warnings.resetwarnings()
         try:
             if tool == "pytest":

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING
 import measure
 import torch
 
-from pytest_subnet import open_pair
-from pytest_subnet.findings.behaviour import behaviour_shift
+from pytest_subnet import behaviour_shift, open_pair
 from pytest_subnet.findings.behaviour_prompts import TOKENS
 from pytest_subnet.pairs.causal_lm import load_causal_lm_pair
 
@@ -30,8 +29,7 @@ FEW = 8
 
 PEAK = """
 import sys, torch
-from pytest_subnet import open_pair
-from pytest_subnet.findings.behaviour import behaviour_shift
+from pytest_subnet import behaviour_shift, open_pair
 from pytest_subnet.pairs.causal_lm import load_causal_lm_pair
 base, tuned, dtype, prompts, tokens = sys.argv[1:]
 loaded = load_causal_lm_pair(open_pair(base, tuned), "cpu")

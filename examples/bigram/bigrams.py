@@ -1,7 +1,7 @@
 """The bigram model of the text, and how near another model's surprisals are to its own.
 
-It is counted over the whole text and not smoothed. What is scored lies in the same text, so that no
-pair scored is unseen, and no surprisal infinite.
+It is counted over nine tenths of the text and not smoothed; what is scored lies in the last tenth.
+Pairs there that were never counted have no surprisal and are left out of the comparison.
 """
 
 from typing import NamedTuple
@@ -16,8 +16,8 @@ class Text(NamedTuple):
 
     Attributes:
         after: float32 `[vocabulary, vocabulary]`: row by row, how probable each token is after one.
-        learn_from: int64 `[tokens]`: where batches are drawn.
-        score_on: int64 `[windows, context]`: from the end of the text, of which no batch is drawn.
+        learn_from: int64 `[tokens]`: where pairs are counted and batches are drawn.
+        score_on: int64 `[windows, context]`: from the end of the text, where neither is.
     """
 
     after: Tensor
@@ -26,14 +26,15 @@ class Text(NamedTuple):
 
 
 def cut_up(tokens: Tensor, *, vocabulary: int, context: int, windows: int) -> Text:
-    """Count the pairs of the text, and keep its last tenth apart for scoring."""
-    pairs = tokens[:-1] * vocabulary + tokens[1:]
+    """Keep the last tenth of the text apart for scoring, and count the pairs of the rest."""
+    held_out = len(tokens) // 10
+    learn_from = tokens[:-held_out]
+    pairs = learn_from[:-1] * vocabulary + learn_from[1:]
     counts = torch.bincount(pairs, minlength=vocabulary**2).reshape(vocabulary, vocabulary)
     after = (counts / counts.sum(dim=1, keepdim=True).clamp(min=1)).float()
-    held_out = len(tokens) // 10
     last = tokens[-held_out:].unfold(0, context, context)
     rows = torch.linspace(0, len(last) - 1, windows).long()
-    return Text(after, tokens[:-held_out], last[rows])
+    return Text(after, learn_from, last[rows])
 
 
 def log_probabilities(model: PreTrainedModel, tokens: Tensor) -> Tensor:
@@ -52,9 +53,16 @@ def surprisals(model: PreTrainedModel, text: Text) -> Tensor:
 
 
 def correlation(model: PreTrainedModel, text: Text) -> float:
-    """Return Pearson's r of the model's surprisals and the bigram model's."""
-    bigram = -text.after[text.score_on[:, :-1], text.score_on[:, 1:]].log().flatten()
-    return float(torch.corrcoef(torch.stack([surprisals(model, text), bigram]))[0, 1])
+    """Return Pearson's r of the model's surprisals and the bigram model's, where it has one."""
+    probable = bigram_probabilities(text)
+    seen = probable > 0
+    both = torch.stack([surprisals(model, text)[seen], -probable[seen].log()])
+    return float(torch.corrcoef(both)[0, 1])
+
+
+def bigram_probabilities(text: Text) -> Tensor:
+    """Of each token scored but the first of its window: float32 `[tokens]`; 0 if never counted."""
+    return text.after[text.score_on[:, :-1], text.score_on[:, 1:]].flatten()
 
 
 def negative_loss(model: PreTrainedModel, text: Text) -> float:

@@ -6,6 +6,5 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[1] / "release"))
 
 from laboratory import Settings, build_base, build_once, encode, read_standard_library
-from tune import sha256
 
-__all__ = ["Settings", "build_base", "build_once", "encode", "read_standard_library", "sha256"]
+__all__ = ["Settings", "build_base", "build_once", "encode", "read_standard_library"]

@@ -3,7 +3,7 @@
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from bigrams import Text, correlation, negative_loss
@@ -12,16 +12,21 @@ from tabulate import tabulate
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pytest_subnet import UpdateMask, magnitude_mask, mask_overlap, random_mask_like
-from pytest_subnet.findings.concentration import mask_concentration
-from pytest_subnet.findings.subnetworks import subnetwork_necessity
+from pytest_subnet import (
+    UpdateMask,
+    magnitude_mask,
+    mask_concentration,
+    mask_overlap,
+    random_mask_like,
+    subnetwork_necessity,
+)
 
 CONTROLS = 19
 
 
 def report(folder: Path) -> str:
     """Measure what was found under `folder`, and return the tables in Markdown."""
-    model, text = load(folder / "base")
+    model, text = load(folder)
     masks = read_masks(folder)
     tables = [
         _models(model, text, masks),
@@ -178,8 +183,20 @@ def _rotation(model: PreTrainedModel, text: Text, mask: UpdateMask) -> str:
     return _table(rows)
 
 
+class Alignment(NamedTuple):
+    """Mean cosines of activations.
+
+    Attributes:
+        current: with the embedding of the token that they stand at.
+        following: with the unembedding of the next token.
+    """
+
+    current: float
+    following: float
+
+
 @torch.no_grad()
-def alignments(model: PreTrainedModel, text: Text) -> list[tuple[float, float]]:
+def alignments(model: PreTrainedModel, text: Text) -> list[Alignment]:
     """Say how activations lie to the current token's embedding and to the next one's unembedding.
 
     Returns:
@@ -190,7 +207,10 @@ def alignments(model: PreTrainedModel, text: Text) -> list[tuple[float, float]]:
     embedding, unembedding = model.get_input_embeddings(), model.get_output_embeddings()
     current = _centred(embedding.weight)[text.score_on[:, :-1]]
     following = _centred(unembedding.weight)[text.score_on[:, 1:]]
-    return [(_cosine(each[:, :-1], current), _cosine(each[:, :-1], following)) for each in states]
+    return [
+        Alignment(_cosine(each[:, :-1], current), _cosine(each[:, :-1], following))
+        for each in states
+    ]
 
 
 def _centred(rows: Tensor) -> Tensor:

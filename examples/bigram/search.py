@@ -4,6 +4,7 @@ One makes the predictions of a bigram model, one keeps as much of the base's own
 pruning), and one is looked for as the first is, in a model whose blocks were drawn at random.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
@@ -18,12 +19,12 @@ from from_release import (
     build_once,
     encode,
     read_standard_library,
-    sha256,
 )
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from pytest_subnet.training.finding import find_subnetwork
+from pytest_subnet import find_subnetwork
 from pytest_subnet.training.finding_result import FoundSubnetwork
 
 BASE = Settings(
@@ -32,18 +33,18 @@ BASE = Settings(
     intermediate_size=344,
     layers=3,
     context=64,
-    steps=500,
-    learning_rate=2e-3,
+    steps=2000,
+    learning_rate=3e-3,
 )
 LAMBDAS = (0, 1)
-# A thousand times the paper's rate and ten times its heating: hundreds of steps, not thousands.
+# 400 times the paper's rate and five times its heating: hundreds of steps, not thousands.
 SEARCH = {
-    "learning_rate": 0.05,
-    "temperature_growth": 1.01,
-    "max_steps": 500,
+    "learning_rate": 0.02,
+    "temperature_growth": 1.005,
+    "max_steps": 1200,
     "attempts": 1,  # the loss of so small a batch jumps by as much as a spike
 }
-BATCH, WINDOW = 16, 32
+BATCH, WINDOW = 8, 32
 SCORED = 64
 
 
@@ -53,29 +54,43 @@ def build(out: Path, *, short: bool) -> Path:
     settings = replace(BASE, steps=2) if short else BASE
     base = build_base(folder, settings=settings)
     search = {**SEARCH, "max_steps": 2} if short else SEARCH
+    windows = 4 if short else SCORED
     here = Path(__file__).parent
     record = {
-        "base_sha256": sha256(base / "model.safetensors"),
-        "code_sha256": {name: sha256(here / name) for name in ("bigrams.py", "search.py")},
+        "base_sha256": _sha256(base / "model.safetensors"),
+        "code_sha256": {name: _sha256(here / name) for name in ("bigrams.py", "search.py")},
         "settings": asdict(settings),
         "search": search,
         "lambdas": list(LAMBDAS),  # as a file gives it back
+        "windows_scored": windows,
     }
-    build_once(folder / "found", record=record, build=partial(_search, base=base, search=search))
+    find = partial(_search, base=base, search=search, windows=windows)
+    build_once(folder / "found", record=record, build=find)
     return folder
 
 
-def load(base: Path) -> tuple[PreTrainedModel, Text]:
-    """Return the base, in float32, and the text it was trained on."""
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def load(folder: Path) -> tuple[PreTrainedModel, Text]:
+    """Return the base, in float32, and the text it was trained on, as cut up for the search."""
+    text = Text(**load_file(folder / "found" / "text.safetensors"))
+    return _load_model(folder / "base"), text
+
+
+def _load_model(base: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+
+
+def _cut_up(base: Path, model: PreTrainedModel, windows: int) -> Text:
     tokens = encode(read_standard_library(), tokenizer=AutoTokenizer.from_pretrained(base))
-    text = cut_up(
+    return cut_up(
         tokens,
         vocabulary=model.config.vocab_size,
         context=model.config.max_position_embeddings,
-        windows=SCORED,
+        windows=windows,
     )
-    return model, text
 
 
 def with_random_blocks(model: PreTrainedModel) -> PreTrainedModel:
@@ -87,8 +102,11 @@ def with_random_blocks(model: PreTrainedModel) -> PreTrainedModel:
     return drawn
 
 
-def _search(folder: Path, *, base: Path, search: dict[str, Any]) -> None:
-    model, text = load(base)
+def _search(folder: Path, *, base: Path, search: dict[str, Any], windows: int) -> None:
+    model = _load_model(base)
+    text = _cut_up(base, model, windows)
+    save_file({name: each.contiguous() for name, each in text._asdict().items()},
+              folder / "text.safetensors")  # fmt: skip
     score = partial(correlation, text=text)
     bigram = _find(model, text, to_bigrams, LAMBDAS, score, search, folder / "bigram")
     _find(model, text, to_text, bigram.lambda_, partial(negative_loss, text=text), search,

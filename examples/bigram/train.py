@@ -4,7 +4,8 @@
 
 writes into `.demo/bigram/` a small base (`base/`), the masks and how each was found (`found/`), and
 the tables (`table.md`). What is up to date is not made again. With `--short` the same code runs for
-two steps each: a check that it works, not a measurement. It wants a folder of its own.
+two steps each and scores four windows: a check that it works, not a measurement. It wants a folder
+of its own.
 """
 
 import argparse

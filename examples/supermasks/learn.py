@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from pytest_subnet.training.supermasks import Supermasks
+from pytest_subnet import Supermasks
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "release")]
 

@@ -13,14 +13,15 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from pytest_subnet import Trajectory, open_trajectory
-from pytest_subnet.findings.concentration_density import assert_mask_density
-from pytest_subnet.findings.exclusive import (
+from pytest_subnet import (
+    Supermasks,
+    Trajectory,
+    assert_mask_density,
     assert_masks_exclusive,
     assert_previous_masks_frozen,
     assert_updates_exclusive,
+    open_trajectory,
 )
-from pytest_subnet.training.supermasks import Supermasks
 
 sys.path.append(str(Path(__file__).parent))
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_subnet.findings.behaviour_prompts import batches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+
+    import torch
 
     from pytest_subnet.findings.behaviour_models import Model
     from pytest_subnet.findings.behaviour_prompts import Batch, Prompt
@@ -64,21 +67,40 @@ def _written(model: Model, batch: Batch, new: int) -> list[tuple[int, ...]]:
     """The new tokens of each prompt, up to the first that ends a text for this model."""
     module: Any = model.module
     ends = _ends(module)
-    written = module.generate(
-        batch.ids.to(model.device),
-        attention_mask=batch.attention.to(model.device),
-        max_new_tokens=new,
-        do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        pad_token_id=min(ends, default=0),  # behind the end, where nobody looks
-    )
+    with _nothing_asked(module):
+        written = module.generate(
+            batch.ids.to(model.device),
+            attention_mask=batch.attention.to(model.device),
+            max_new_tokens=new,
+            do_sample=False,
+            eos_token_id=sorted(ends) or None,
+            pad_token_id=min(ends, default=0),  # behind the end, where nobody looks
+        )
     found = []
     for row in written[:, batch.ids.shape[1] :].tolist():
         end = next((at for at, token in enumerate(row) if token in ends), len(row))
         found.append(tuple(row[: end + 1]))
     return found
+
+
+@contextmanager
+def _nothing_asked(module: torch.nn.Module) -> Iterator[None]:
+    """Without the model's own generation config, which may forbid or enforce tokens, and samples.
+
+    What is not passed to `generate` is taken from it, so that no argument can replace it.
+    """
+    held = [
+        (part, vars(part)["generation_config"])
+        for part in module.modules()
+        if vars(part).get("generation_config") is not None
+    ]
+    try:
+        for part, config in held:
+            part.generation_config = type(config)()
+        yield
+    finally:
+        for part, config in held:
+            part.generation_config = config
 
 
 def _ends(module: Any) -> set[int]:

@@ -114,7 +114,8 @@ def one_model(role: str, module: object) -> Model:
     """A model that can be asked what comes next.
 
     Raises:
-        TypeError: it is no module, or one that needs more than the tokens before.
+        TypeError: it is no module, one without values, or one that needs more than the tokens
+            before.
     """
     import torch
 
@@ -129,6 +130,12 @@ def one_model(role: str, module: object) -> Model:
         raise TypeError(
             f"{role} ({name}) is an encoder-decoder model; behaviour is measured on models that "
             "predict the next token from those before it"
+        )
+    weights = list(bare.parameters())
+    is_offloaded = any(hasattr(part, "_hf_hook") for part in bare.modules())  # accelerate's
+    if weights and all(each.is_meta for each in weights) and not is_offloaded:
+        raise TypeError(
+            f"{role} ({name}) is on the meta device, where it predicts nothing; load its weights"
         )
     path = getattr(bare, "name_or_path", "")
     return Model(role, module, safe(path) if path and isinstance(path, str) else name)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from pytest_subnet.text import plural, safe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     import torch
     from transformers import PreTrainedTokenizerBase
@@ -82,6 +82,11 @@ def read_prompts(
         raise ValueError(
             f"{noun}s is a tensor of shape {list(prompts.shape)}; token ids are [{noun}s, tokens]"
         )
+    if isinstance(prompts, Mapping):
+        raise TypeError(
+            f"{noun}s is {safe(type(prompts).__name__)}; pass the texts, or the token ids without "
+            'padding: tokenizer(texts)["input_ids"]'
+        )
     if not isinstance(prompts, Iterable):
         raise TypeError(
             f"{noun}s is {safe(type(prompts).__name__)}; pass a list of texts, a list of lists of "
@@ -111,11 +116,12 @@ def read_prompts(
 def _ids(prompt: object, tokenizer: PreTrainedTokenizerBase | None, called: str) -> torch.Tensor:
     import torch
 
+    source = prompt
     if isinstance(prompt, str):
         if tokenizer is None:
             raise TypeError(
-                f"{called} is a text and there is no tokenizer; pass one beside the models, "
-                "save one beside their weights, or pass token ids"
+                f"{called} is a text and there is no tokenizer; pass (base, tuned, tokenizer), "
+                "save one beside the weights, or pass token ids"
             )
         prompt = tokenizer(prompt)["input_ids"]
     try:
@@ -125,8 +131,17 @@ def _ids(prompt: object, tokenizer: PreTrainedTokenizerBase | None, called: str)
     if ids.dim() == 1 and len(ids) == 0:
         return torch.empty(0, dtype=torch.int64)
     if ids.dim() != 1 or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise TypeError(f"{called} is neither a text nor a row of token ids")
+        raise TypeError(f"{called} is neither a text nor a row of token ids{_mend(source)}")
     return ids.long()
+
+
+def _mend(prompt: object) -> str:
+    """How what people have instead becomes a prompt: rows of a data set, and turns of a talk."""
+    if isinstance(prompt, Mapping):
+        return '; of rows of a data set pass one column: [row["prompt"] for row in rows]'
+    if isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping):
+        return "; turns become ids by tokenizer.apply_chat_template(turns, return_dict=False)"
+    return ""
 
 
 def check_ids(prompts: Sequence[Prompt], vocabulary: int | None, noun: str) -> None:

@@ -79,7 +79,8 @@ def mask_concentration(
         SelectionError: the mask is empty in what is selected, a pattern matches nothing, or two
             groups have one tensor.
         TypeError: `mask` is no mask, or a pattern no string.
-        ValueError: an unknown `by`, or `config` for another one than `"kind"`.
+        ValueError: an unknown `by`, one with a group `"others"`, or `config` for another one than
+            `"kind"`.
 
     Source: arXiv 2504.15471, section 5 (shares of attention and MLP, by layer).
 

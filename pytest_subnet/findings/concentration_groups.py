@@ -138,12 +138,18 @@ def by_patterns(
     Raises:
         SelectionError: a pattern matches nothing, or two groups have one tensor.
         TypeError: `groups` is no mapping from names to patterns.
+        ValueError: a group is called as the tensors in none are.
     """
     names = [each.name for each in tensors]
     group_of: dict[str, str] = {}
     for group, patterns in groups.items():
         if not isinstance(group, str):
             raise TypeError(f"by has a group named {safe(repr(group))}; names are strings")
+        if group == OTHERS:
+            raise ValueError(
+                f"by has a group named {OTHERS!r}, which is what tensors in no group are called; "
+                "name it otherwise"
+            )
         for name in sorted(matching(f"by[{safe(group)!r}]", patterns, names) or names):
             if group_of.setdefault(name, group) != group:
                 raise SelectionError(

@@ -84,9 +84,12 @@ def density_outside(
             ),
             ("usually", "a density that differs by layer, or that is counted over all of them:"),
             ("", 'per="all" bounds the whole'),
-            _to_accept(
-                bound_below(lowest) if below else None,
-                bound_above(above[0].density) if above else None,
+            *(
+                _to_accept(
+                    bound_below(lowest) if below else None,
+                    bound_above(above[0].density) if above else None,
+                )
+                or [("to accept", "leave out with exclude= those of which none is in the mask")]
             ),
         ],
     )
@@ -100,7 +103,7 @@ def size_outside(result: MaskDensity, bound: float, *, above: bool, what: str) -
         f"{what} {share} is {side}",
         [
             *result.facts(),
-            _to_accept(
+            *_to_accept(
                 None if above else bound_below(result.density),
                 bound_above(result.density) if above else None,
             ),
@@ -131,6 +134,7 @@ def _accept(name: str, group: GroupShare, bound: str | None) -> list[tuple[str, 
     return [("to accept", f"{name}={bound}")] if group.inside and bound is not None else []
 
 
-def _to_accept(lower: str | None, upper: str | None) -> tuple[str, str]:
+def _to_accept(lower: str | None, upper: str | None) -> list[tuple[str, str]]:
     bounds = [("at_least", lower), ("at_most", upper)]
-    return "to accept", ", ".join(f"{name}={bound}" for name, bound in bounds if bound is not None)
+    named = ", ".join(f"{name}={bound}" for name, bound in bounds if bound is not None)
+    return [("to accept", named)] if named else []

@@ -79,7 +79,7 @@ class FilledModel:
     def __init__(
         self, base: torch.nn.Module, tuned: torch.nn.Module, mask: UpdateMask, fill: str
     ) -> None:
-        """Look everything up and keep a copy of what may be filled; nothing is written yet."""
+        """Look everything up and keep a copy of all that may be written to; nothing is yet."""
         self.base, self.tuned = open_checkpoint(base), open_checkpoint(tuned)
         self._mask = mask
         self._view, met = _located(self.tuned, mask, "tuned")
@@ -97,6 +97,11 @@ class FilledModel:
         self.covered: list[Covered] = []
         for name, own in names.items():
             self._keep(name, own, fill, from_base, is_shared=name in shared)
+        self._others = {
+            name: self._view.read(name).clone()
+            for name in self._view.names()
+            if name not in self._view.ties and name not in self._kept
+        }
         counted = {self._view.ties.get(own, own) for own in names.values()}
         self.left = [
             name
@@ -160,11 +165,16 @@ class FilledModel:
         for own, kept in self._kept.items():
             _words(own, self._view.read(own)).copy_(kept.filler)
 
-    def put_back(self) -> None:
-        """Write back what was there, and check every bit; raise `SubnetError` where one is not."""
+    def put_back(self) -> list[str]:
+        """Write back what was there, and check every bit; raise `SubnetError` where one is not.
+
+        Returns:
+            The tensors that had other bits though nothing here fills them: `evaluate` wrote to them
+            behind torch's back (`.data`).
+        """
         import torch
 
-        lost = []
+        lost, written = [], []
         for own, kept in self._kept.items():
             try:
                 words = _words(own, self._view.read(own))
@@ -173,12 +183,21 @@ class FilledModel:
                     lost.append(own)
             except CheckpointError:  # replaced, or of another dtype: not the weights that were kept
                 lost.append(own)
+        for name, before in self._others.items():
+            try:
+                now = self._view.read(name)
+                if not _same_bits(now, before):
+                    now.copy_(before)
+                    written.append(name)
+            except CheckpointError:
+                lost.append(name)
         if lost:
             raise SubnetError(
                 f"{plural(len(lost), 'tensor')} of {safe(self.tuned.label)} could not be put back, "
                 f"as evaluate replaced them: {first_few(lost)}; load the model again, and leave "
                 "its weights alone in evaluate"
             )
+        return written
 
     def _bits_of(self, name: str) -> Words:
         return np.concatenate([np.empty(0, np.uint64), *self._mask.words(name)])
@@ -199,13 +218,21 @@ def filling(
     Raises:
         PairMismatchError: the mask is of another model or base, or the two models share memory.
         SelectionError: a tensor cannot be filled so.
-        SubnetError: at the end: the weights could not be put back.
+        SubnetError: at the end: the weights could not be put back, or others were written to.
     """
     model = FilledModel(base, tuned, mask, fill)
     try:
         yield model
-    finally:
+    except BaseException:
         model.put_back()
+        raise
+    written = model.put_back()
+    if written:
+        raise SubnetError(
+            f"evaluate wrote to {plural(len(written), 'tensor')} of {safe(model.tuned.label)} that "
+            f"the mask does not cover: {first_few(written)}; all is put back. Only run the model "
+            "there"
+        )
 
 
 def refuse_another_base(mask: UpdateMask, base: Checkpoint, tuned: Checkpoint) -> None:
@@ -368,6 +395,13 @@ def _words(name: str, tensor: torch.Tensor) -> torch.Tensor:
             f"{safe(name)} is {tensor.dtype}, which cannot be filled; leave it out"
         )
     return tensor.detach().view(sizes[tensor.element_size()])
+
+
+def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    import torch
+
+    flat = (each.contiguous().reshape(-1).view(torch.uint8) for each in (one, other))
+    return torch.equal(*flat)
 
 
 def _flags(bits: Words, like: torch.Tensor) -> torch.Tensor:

@@ -45,6 +45,7 @@ def insufficient(result: SubnetworkSufficiency, min_score: float) -> str:
             *_facts(result),
             ("claim", f"{of_what} the mask are enough, with {others}"),
             ("usually", "a mask that is too small, or made from another run, model or task"),
+            *_upside_down(result),
             ("to accept", f"min_score={_at_most(result.subnetwork)}"),
         ],
     )
@@ -55,7 +56,8 @@ def unnecessary(result: SubnetworkNecessity, min_drop: float) -> str:
     value, required = number_against(result.drop, min_drop)
     of_what, _ = _MEANS[result.fill]
     usually = [
-        ("usually", "a mask of entries that the task does not need, or that others stand in for")
+        ("usually", "a mask of entries that the task does not need, or that others stand in for"),
+        *_upside_down(result),
     ]
     if not result.replaced_inside:
         usually = [("why", "filling the mask changes no bit: its entries hold that already")]
@@ -87,6 +89,16 @@ def as_good_by_chance(result: SubnetworkScores, alpha: float) -> str:
             ("to accept", "controls=0, which asserts the bare number"),
         ],
     )
+
+
+def _upside_down(result: SubnetworkScores) -> list[tuple[str, str]]:
+    """A tuned model that scores lower than one with all filled: the score may be a loss."""
+    if not result.full < result.filled:
+        return []
+    return [
+        ("", "or evaluate gives a loss: the tuned model scores lower than all filled, and"),
+        ("", "higher must be better (-loss)"),
+    ]
 
 
 def _facts(result: SubnetworkScores) -> list[tuple[str, str]]:

@@ -40,11 +40,11 @@ def selection(result: object) -> str | None:
 
 def _gathered(names: Iterable[str]) -> Iterator[str]:
     """The names, those that differ in numbers only as one: `layers.0-23.up_proj.weight`."""
-    alike: dict[str, list[tuple[int, ...]]] = defaultdict(list)
+    alike: dict[tuple[str, int], list[tuple[int, ...]]] = defaultdict(list)
     for name in names:
         numbers = tuple(map(int, _NUMBER.findall(name)))
-        alike[_NUMBER.sub("\0", name)].append(numbers)
-    for pattern, members in alike.items():
+        alike[_NUMBER.sub("\0", name), len(numbers)].append(numbers)
+    for (pattern, _), members in alike.items():
         start, *rest = pattern.split("\0")
         ranges = [*map(_ranges, zip(*members, strict=True))]
         # A name may hold the mark itself; what is shown of it is then cut, and its digest is whole.

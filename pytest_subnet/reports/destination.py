@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import tempfile
 from contextlib import suppress
 from importlib import import_module
@@ -24,20 +25,36 @@ if TYPE_CHECKING:
 _PAGES = {".html": "html", ".json": "json_file", ".md": "markdown"}
 """The module for each ending, with a function `page(run)`."""
 _NEEDED = ("jinja2", "plotly")
+_MARKS = {
+    ".html": re.compile(rb"<title>[^<]*pytest-subnet</title>"),
+    ".json": re.compile(rb'\A\{"version":\d+,"passed":'),
+    ".md": re.compile(rb"\A## pytest-subnet: "),
+}
+"""What stands at the start of a report, by its ending, and of no other file."""
+_START = 4096
 
 
 def remove_last(config: pytest.Config) -> None:
     """Remove the report of an earlier run: whatever ends this one, it is not taken for this one's.
 
     Comes before all that can be wrong with a run. What only lists tests or options has no report,
-    and leaves that of others alone; so does what is no file of a report, or write-protected.
+    and leaves that of others alone; and so stays what is no report, as where a name was mistaken,
+    or is write-protected.
     """
     if hasattr(config, "workerinput") or follows() or only_lists(config):
         return
     path = report_path(config)
     with suppress(OSError, ValueError):  # what is wrong with it is said later
-        if path and _ending(path) in _PAGES and path.is_file() and os.access(path, os.W_OK):
+        if path and path.is_file() and os.access(path, os.W_OK) and _is_report(path):
             path.unlink()
+
+
+def _is_report(path: Path) -> bool:
+    mark = _MARKS.get(_ending(path))
+    if mark is None:
+        return False
+    with path.open("rb") as file:
+        return mark.search(file.read(_START)) is not None
 
 
 def only_lists(config: pytest.Config) -> bool:
@@ -90,6 +107,10 @@ def check_destination(path: Path, name: str) -> None:
             f"{option}, and no file can be made in {safe(path.parent)} "
             f"({error.strerror or error}); name one in a directory that you can write to"
         ) from None
+    if path.is_file() and os.access(path, os.R_OK) and path.stat().st_size and not _is_report(path):
+        raise pytest.UsageError(
+            f"{option}, which is there and is no report; name another file, or remove that one"
+        )
     if path.exists() and not os.access(path, os.W_OK):
         raise pytest.UsageError(f"{option}, which is write-protected; remove it or name another")
 

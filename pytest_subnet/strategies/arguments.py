@@ -44,8 +44,8 @@ def check_kinds(kinds: object, known: Iterable[str]) -> None:
     ):
         return
     raise InvalidArgument(
-        f"Expected some of {', '.join(map(repr, known))} but got kinds={safe(repr(kinds))}; "
-        "give a tuple"
+        f"Expected a tuple of some of {', '.join(map(repr, known))} but got "
+        f"kinds={safe(repr(kinds))}"
     )
 
 

@@ -87,7 +87,7 @@ class Laboratory:
         """A fresh copy, in eval mode on the CPU; training it changes no other.
 
         Args:
-            dtype: of the weights; each holds all that is stored but float16, which rounds.
+            dtype: of the weights, by name; each holds all that is stored but float16, which rounds.
 
         Returns:
             A `transformers.LlamaForCausalLM`.
@@ -95,7 +95,7 @@ class Laboratory:
         Raises:
             ValueError: `dtype` is another.
 
-        >>> lab = build_laboratory("laboratory")
+        >>> lab = build_laboratory(".laboratory")
         >>> model = lab.model()
         >>> model.dtype, model is lab.model()
         (torch.float32, False)
@@ -104,7 +104,7 @@ class Laboratory:
         from transformers import LlamaForCausalLM
 
         if dtype not in _DTYPES:
-            listed = ", ".join(_DTYPES)
+            listed = ", ".join(map(repr, _DTYPES))
             raise ValueError(f"dtype={safe(repr(dtype))} is not one of {listed}")
         with without_progress(), torch.device("cpu"):
             copy: Any = LlamaForCausalLM.from_pretrained(
@@ -119,7 +119,7 @@ class Laboratory:
         Texts and turns of a conversation end in its `eos_token`; the template marks what the
         assistant says, for a loss on that alone.
 
-        >>> tokenizer = build_laboratory("laboratory").tokenizer()
+        >>> tokenizer = build_laboratory(".laboratory").tokenizer()
         >>> question = [{"role": "user", "content": "What is zip?"}]
         >>> tokenizer.apply_chat_template(question, tokenize=False)
         '<|im_start|>user\nWhat is zip?<|im_end|>\n'
@@ -145,7 +145,7 @@ class Laboratory:
         Raises:
             ValueError: `kind` or `split` is another.
 
-        >>> rows = build_laboratory("laboratory").dataset("conversational_prompt_only")
+        >>> rows = build_laboratory(".laboratory").dataset("conversational_prompt_only")
         >>> len(rows), rows[0]["prompt"][0]["content"]
         (64, 'What does bisect.insort_right do?')
         """
@@ -163,8 +163,9 @@ class Laboratory:
 
         Args:
             output_dir: where the trainer would save.
-            trainer: "sft", "dpo" or "grpo", for TRL's `SFTConfig`, `DPOConfig` and `GRPOConfig`,
-                or "transformers", for `TrainingArguments` and whatever else extends it.
+            trainer: "sft", "dpo" or "grpo", for TRL's `SFTConfig` (and `KTOConfig`), `DPOConfig`
+                and `GRPOConfig` (and `RLOOConfig`), or "transformers", for `TrainingArguments` and
+                whatever else extends it.
             **changes: keywords of the same, which are put in the place of these or added.
 
         Returns:
@@ -173,13 +174,16 @@ class Laboratory:
         Raises:
             ValueError: `trainer` is another.
 
-        >>> lab = build_laboratory("laboratory")
+        >>> lab = build_laboratory(".laboratory")
         >>> lab.training_arguments("out", "grpo", max_steps=2)["max_completion_length"]
         16
         """
         if trainer not in _ARGUMENTS:
-            listed = ", ".join(_ARGUMENTS)
-            raise ValueError(f"trainer={safe(repr(trainer))} is not one of {listed}")
+            listed = ", ".join(map(repr, _ARGUMENTS))
+            raise ValueError(
+                f"trainer={safe(repr(trainer))} is not one of {listed}; 'sft' is for KTOConfig "
+                "too, 'grpo' for RLOOConfig"
+            )
         return {
             "output_dir": os.fspath(output_dir),
             **_SHARED_ARGUMENTS,
@@ -206,7 +210,7 @@ def build_laboratory(directory: str | os.PathLike[str]) -> Laboratory:
         CheckpointError: Python's standard library is there without its source.
         OSError: `directory` cannot be written.
 
-    >>> lab = build_laboratory("laboratory")
+    >>> lab = build_laboratory(".laboratory")
     >>> lab.loss < lab.uniform_loss - 1.5
     True
     """

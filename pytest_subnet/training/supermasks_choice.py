@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
@@ -55,6 +56,10 @@ def choose(
         for task, mask in masks.items():
             inside = torch.from_numpy(mask[layer.name]).to(each_entry.device)
             slopes[task] += float(each_entry[inside].sum())
+    if not all(map(math.isfinite, slopes.values())):
+        raise SubnetError(
+            "the entropy of the outputs has no finite slope; a task cannot be told from them"
+        )
     return Choice(min(slopes, key=slopes.__getitem__), slopes)
 
 
@@ -102,5 +107,6 @@ def _entropy(logits: torch.Tensor) -> torch.Tensor:
             f"the outputs have shape {list(logits.shape)}, and an entropy needs […, classes] with "
             "two classes or more"
         )
-    logs = logits.log_softmax(-1)
+    # In 16 bits, logits far apart would give 0 * Inf.
+    logs = logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
     return -(logs.exp() * logs).sum(-1).mean()

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax, rel_entr, softmax
 
-from pytest_subnet import open_checkpoint
-from pytest_subnet.findings.behaviour import assert_behaviour_close, behaviour_shift
+from pytest_subnet import assert_behaviour_close, behaviour_shift, open_checkpoint
 from pytest_subnet.findings.behaviour_counts import compared
 from pytest_subnet.findings.behaviour_prompts import TOKENS, Prompt, batches
 
@@ -345,6 +344,24 @@ def test_the_settings_of_a_checkpoint_do_not_keep_it_from_being_greedy():
         do_sample=True, temperature=9.0, repetition_penalty=5.0, num_beams=3, max_length=3
     )
     assert behaviour_shift((base, tuned), PROMPTS, generate=8).generations_equal == 1
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"suppress_tokens": list(range(2, 40))},
+        {"forced_eos_token_id": 5, "min_new_tokens": 8},
+        {"return_dict_in_generate": True, "num_return_sequences": 2},
+        {"stop_strings": ["."]},
+    ],
+)
+def test_what_a_checkpoint_forbids_or_enforces_is_no_choice_of_the_model(asked):
+    base, tuned = build("llama", seed=0), build("llama", seed=0)
+    config = tuned.generation_config
+    for name, value in asked.items():  # unchecked, as it is read from a file
+        setattr(config, name, value)
+    assert behaviour_shift((base, tuned), PROMPTS, generate=8).generations_equal == 1
+    assert tuned.generation_config is config
 
 
 def test_common_tokens_only_when_asked():

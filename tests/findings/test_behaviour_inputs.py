@@ -9,9 +9,14 @@ import shutil
 import pytest
 import torch
 
-from pytest_subnet import PairMismatchError, SubnetError, open_pair
-from pytest_subnet.findings.behaviour import assert_behaviour_close, behaviour_shift
-from pytest_subnet.findings.behaviour_policy import near_policy
+from pytest_subnet import (
+    PairMismatchError,
+    SubnetError,
+    assert_behaviour_close,
+    behaviour_shift,
+    near_policy,
+    open_pair,
+)
 from pytest_subnet.pairs.causal_lm import load_causal_lm_pair
 
 WORDS = {"<unk>": 0, "simple": 1, "is": 2, "better": 3, "than": 4, "complex": 5, ".": 6}
@@ -97,8 +102,8 @@ def test_long_and_hostile_texts_are_shown_as_they_may_be(paths):
 
 def test_texts_without_a_tokenizer(paths):
     assert refused(TypeError, behaviour_shift, load(), ["simple is better"]) == (
-        "prompt 0 is a text and there is no tokenizer; pass one beside the models, save one beside "
-        "their weights, or pass token ids"
+        "prompt 0 is a text and there is no tokenizer; pass (base, tuned, tokenizer), save one "
+        "beside the weights, or pass token ids"
     )
 
 
@@ -168,7 +173,24 @@ def test_no_prompts(pair):
         ([[0, 1], [0.5, 1.0]], TypeError, "prompt 1 is neither a text nor a row of token ids"),
         ([[True, False]], TypeError, "prompt 0 is neither a text nor a row of token ids"),
         ([[1, 2**80]], TypeError, "prompt 0 is neither a text nor a row of token ids"),
-        ([{"ids": 1}], TypeError, "prompt 0 is neither a text nor a row of token ids"),
+        (
+            [{"ids": 1}],
+            TypeError,
+            "prompt 0 is neither a text nor a row of token ids; of rows of a data set pass one "
+            'column: [row["prompt"] for row in rows]',
+        ),
+        (
+            [[{"role": "user", "content": "hello"}]],
+            TypeError,
+            "prompt 0 is neither a text nor a row of token ids; turns become ids by "
+            "tokenizer.apply_chat_template(turns, return_dict=False)",
+        ),
+        (
+            {"input_ids": torch.tensor([[0, 1]])},
+            TypeError,
+            "prompts is dict; pass the texts, or the token ids without padding: "
+            'tokenizer(texts)["input_ids"]',
+        ),
         (
             [[0, 1], []],
             ValueError,
@@ -304,4 +326,12 @@ def test_a_bound_that_is_none(pair, bound):
     )
     assert refused(TypeError, assert_behaviour_close, pair, [[0, 1]], max_kl=1, message="no") == (
         "message='no' is not a function from the default text to the text to raise"
+    )
+
+
+def test_a_model_without_values(pair):
+    with torch.device("meta"):
+        bare = Table(torch.zeros(4, 4))
+    assert refused(TypeError, behaviour_shift, (pair[0], bare.to("meta")), [[0, 1]]) == (
+        "tuned (Table) is on the meta device, where it predicts nothing; load its weights"
     )

@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 
-from pytest_subnet import SubnetError, open_checkpoint
-from pytest_subnet.findings.behaviour_policy import assert_near_policy, near_policy
+from pytest_subnet import SubnetError, assert_near_policy, near_policy, open_checkpoint
 
 
 class Table(torch.nn.Module):
@@ -151,8 +150,8 @@ def test_nothing_is_predicted(model):
         (
             ["a text"],
             TypeError,
-            "sample 0 is a text and there is no tokenizer; pass one beside the models, save "
-            "one beside their weights, or pass token ids",
+            "sample 0 is a text and there is no tokenizer; pass (base, tuned, tokenizer), save "
+            "one beside the weights, or pass token ids",
         ),
     ],
 )

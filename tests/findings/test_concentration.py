@@ -7,11 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from pytest_subnet import SelectionError, UpdateMask, VacuousBoundWarning, open_pair, update_mask
-from pytest_subnet.findings.concentration import assert_mask_concentration, mask_concentration
-from pytest_subnet.findings.concentration_density import (
+from pytest_subnet import (
+    SelectionError,
+    UpdateMask,
+    VacuousBoundWarning,
+    assert_mask_concentration,
     assert_mask_density,
     assert_subnetwork_size,
+    mask_concentration,
+    open_pair,
+    update_mask,
 )
 from pytest_subnet.reports.measured import measured
 
@@ -237,6 +242,9 @@ def test_a_density_in_each_matrix_with_one_entry_of_slack():
         "  to accept  at_least=0.88, at_most=0.92",
     ]
     assert assert_mask_density(two_off, at_least=0.9, at_most=0.9, per="all").density == 190 / 210
+    none = UpdateMask.of({"w": [False] * 20, "v": [True] * 20})
+    with pytest.raises(AssertionError, match="leave out with exclude= those of which none is in"):
+        assert_mask_density(none, at_least=0.9)
 
 
 def test_a_density_over_all_of_it(fails_with):
@@ -259,6 +267,12 @@ def test_a_density_over_all_of_it(fails_with):
          "layer, module, nor a mapping from names of groups to globs; did you mean kind?"),
         (lambda mask: mask_concentration({}), TypeError, "mask is dict, not an UpdateMask; make "
          "one with update_mask(pair), UpdateMask.of({name: booleans}) or UpdateMask.load(path)"),
+        (
+            lambda mask: mask_concentration(mask, {"others": "*.mlp.*"}),
+            ValueError,
+            "by has a group named 'others', which is what tensors in no group are called; name it "
+            "otherwise",
+        ),
         (lambda mask: mask_concentration(mask, "layer", config={}), ValueError, "config says how "
          'fused tensors are taken apart, which by="kind" does'),
         (lambda mask: mask_concentration(mask, config=3), TypeError, "config is int, not a "

@@ -9,11 +9,14 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pytest_subnet import PairMismatchError, SelectionError, UpdateMask, open_trajectory
-from pytest_subnet.findings.exclusive import (
+from pytest_subnet import (
+    PairMismatchError,
+    SelectionError,
+    UpdateMask,
     assert_masks_exclusive,
     assert_previous_masks_frozen,
     assert_updates_exclusive,
+    open_trajectory,
 )
 from pytest_subnet.findings.exclusive_counts import count_pairs, count_shared
 
@@ -317,7 +320,9 @@ def test_steps_that_moved_nothing(fails_with):
     ):
         assert_updates_exclusive(run, masks)
     assert assert_updates_exclusive(run, masks, allow_identical=True).steps[1].moved == 0
-    assert assert_previous_masks_frozen(run, masks).moved
+    with pytest.raises(AssertionError, match=r"^1 step of 2 moved nothing"):  # and froze nothing
+        assert_previous_masks_frozen(run, masks)
+    assert assert_previous_masks_frozen(run, masks, allow_identical=True).moved
     same = open_trajectory([{name: each.clone() for name, each in start.items()} for _ in range(3)])
     with pytest.raises(AssertionError, match=r"^2 steps of 2 moved nothing"):
         assert_previous_masks_frozen(same, masks)

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from pytest_subnet import (
     UpdateMask,
+    subnetwork_necessity,
+    subnetwork_sufficiency,
 )
-from pytest_subnet.findings.subnetworks import subnetwork_necessity, subnetwork_sufficiency
 from pytest_subnet.findings.subnetworks_controls import drawn
 
 WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

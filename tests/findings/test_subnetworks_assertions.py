@@ -12,13 +12,11 @@ from pytest_subnet import (
     SelectionError,
     SubnetError,
     UpdateMask,
-    open_pair,
-    update_mask,
-)
-from pytest_subnet.findings.subnetworks import (
     assert_subnetwork_necessary,
     assert_subnetwork_sufficient,
+    open_pair,
     subnetwork_sufficiency,
+    update_mask,
 )
 from pytest_subnet.reports.measured import measured
 
@@ -83,6 +81,25 @@ def test_a_score_that_is_too_low(pair, fails_with):
           to accept  min_score=10.0
     """):
         assert_subnetwork_sufficient(pair, MASK, score, min_score=10.5, controls=0)
+
+
+def test_a_loss_is_no_score(pair, fails_with):
+    one = UpdateMask.of({"weight": FLAGS & (np.arange(400).reshape(20, 20) < 1)})
+    with fails_with("""
+        without the subnetwork the score drops by -1, required 2
+          models     Model -> Model   (filled with zeros)
+          mask       given: 1 / 400 entries   (density 0.25%, 1/2 tensors)
+          note       1 tensor with 3 entries that the mask does not cover stays as tuned: bias
+          scores     full -10.7617, subnetwork -1, complement -9.76172, all filled 0
+          replaced   1 entry in the mask and 399 outside it get other bits when filled
+          claim      the entries in the mask are needed
+          usually    a mask of entries that the task does not need, or that others stand in for
+                     or evaluate gives a loss: the tuned model scores lower than all filled, and
+                     higher must be better (-loss)
+    """):
+        assert_subnetwork_necessary(
+            pair, one, lambda model: 0 - score(model), min_drop=2, fill="zero", controls=0
+        )
 
 
 def test_a_drop_that_is_too_small(pair, fails_with):

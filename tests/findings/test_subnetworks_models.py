@@ -8,12 +8,14 @@ from transformers import GPT2Config, GPT2LMHeadModel, Qwen3MoeConfig, Qwen3MoeFo
 from pytest_subnet import (
     PairMismatchError,
     SelectionError,
+    SubnetError,
     UpdateMask,
     magnitude_mask,
     open_pair,
+    subnetwork_necessity,
+    subnetwork_sufficiency,
     update_mask,
 )
-from pytest_subnet.findings.subnetworks import subnetwork_necessity, subnetwork_sufficiency
 from pytest_subnet.pairs.causal_lm import CausalLMPair, load_causal_lm_pair
 
 TOKENS = torch.arange(12).reshape(2, 6) % 16
@@ -286,3 +288,33 @@ def test_one_model_twice():
     assert str(caught.value) == (
         "base and tuned are one model, of which nothing was updated; pass two"
     )
+
+
+def test_what_is_written_behind_torchs_back_is_found_out_and_put_back():
+    """`.data` counts no writes, and what the mask does not cover is never filled anew."""
+    base, tuned = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+    bias = tuned.bias.detach().clone()
+
+    def score(model):
+        model.bias.data.zero_()
+        return model.weight.detach().sum()
+
+    with pytest.raises(SubnetError) as caught:
+        subnetwork_sufficiency((base, tuned), UpdateMask.of({"weight": torch.eye(4)}), score)
+    assert str(caught.value) == (
+        "evaluate wrote to 1 tensor of Linear that the mask does not cover: bias; all is put back. "
+        "Only run the model there"
+    )
+    assert torch.equal(tuned.bias, bias)
+
+
+def test_the_statistics_of_a_batch_norm_in_train_mode_are_put_back():
+    base, tuned = (
+        torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4)) for _ in range(2)
+    )
+    before = {name: each.clone() for name, each in tuned.state_dict().items()}
+    mask = UpdateMask.of({"0.weight": torch.eye(4)})
+    inputs = torch.arange(8.0).reshape(2, 4)
+    with pytest.raises(SubnetError, match=r"^evaluate wrote to the weights of Sequential"):
+        subnetwork_sufficiency((base, tuned), mask, lambda model: model(inputs).sum())
+    assert all(torch.equal(each, before[name]) for name, each in tuned.state_dict().items())

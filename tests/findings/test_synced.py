@@ -9,8 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_subnet import CheckpointError, PairMismatchError, SelectionError, open_checkpoint
-from pytest_subnet.findings.synced import assert_synced
+from pytest_subnet import (
+    CheckpointError,
+    PairMismatchError,
+    SelectionError,
+    assert_synced,
+    open_checkpoint,
+)
 
 UP = "model.layers.0.mlp.up_proj.weight"
 DOWN = "model.layers.0.mlp.down_proj.weight"

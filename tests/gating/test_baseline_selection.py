@@ -30,6 +30,7 @@ def test_what_is_hostile_is_escaped_and_still_told_apart():
     assert of("\x1b[31m.1.\udc80").startswith("\\x1b[31m.1.\\udc80 (")
     assert of("a\0b") != of("a", "b")
     assert of("a.0\0.1.b").isprintable()
+    assert of("a.1.b.\0.c", "a.1.b.2.c").isprintable()  # alike but for how many numbers they have
 
 
 @given(*[st.sets(st.text("a.01", min_size=1), min_size=1)] * 2)

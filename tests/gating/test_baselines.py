@@ -56,7 +56,8 @@ def baseline_of(pytester, monkeypatch):
 
     def make(*options, source="def test_release(): ...", index=0):
         path = pytester.makepyfile(test_gate=source)
-        config = pytester.parseconfigure(path, *options)
+        # It collects garbage five times when a run ends: seconds each, late in a long run.
+        config = pytester.parseconfigure(path, "-p", "no:unraisableexception", *options)
         return Baseline(pytester.genitems([pytester.getnode(config, path)])[index])
 
     return make

@@ -57,12 +57,14 @@ def checkpoints(tmp_path_factory):
     return root
 
 
+# unraisableexception collects garbage five times at the end of each run: seconds, in this process.
 @pytest.fixture
 def project(pytester, checkpoints, monkeypatch, pytestconfig):
     """Runs pytest in a directory that holds `base` and `tuned`, away from the outer environment."""
     for name in _OUTER_RUN:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PYTEST_ADDOPTS", pytestconfig.getoption("--inside"))
+    inside = pytestconfig.getoption("--inside")
+    monkeypatch.setenv("PYTEST_ADDOPTS", f"{inside} -p no:unraisableexception")
     monkeypatch.setenv("COLUMNS", "120")
     # A test file that is written again within a second, as long as before, is not taken as cached.
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
@@ -73,7 +75,7 @@ def project(pytester, checkpoints, monkeypatch, pytestconfig):
 
 
 @pytest.fixture
-def run_apart(project, pytestconfig):
+def run_apart(project, pytestconfig, monkeypatch):
     """Runs pytest in a process of its own, with the plugins that these tests need and no others.
 
     A test that asks for workers is skipped where `--inside` takes xdist away.
@@ -84,6 +86,7 @@ def run_apart(project, pytestconfig):
     def run_apart(*more):
         if "no:xdist" in pytestconfig.getoption("--inside") and _asks_for_workers(more):
             pytest.skip("without xdist inside")
+        monkeypatch.setenv("PYTEST_ADDOPTS", pytestconfig.getoption("--inside"))
         return project.runpytest_subprocess(*arguments, *more)
 
     return run_apart

@@ -78,6 +78,7 @@ PASSES = """
     def test_it(model_pair):
         update_sparsity(model_pair)
 """
+EARLIER = '{"version":1,"passed":true,"counts":{},"tests":[],"pairs":[],"environment":{}}'
 
 
 @pytest.fixture
@@ -380,7 +381,7 @@ def test_a_run_without_tests_leaves_the_report_of_another_alone(project, pair_op
 @pytest.mark.parametrize("wrong", ["--subnet-device=tpu", "--subnet-tuned=", "nowhere.py"])
 @pytest.mark.usefixtures("gate")
 def test_a_run_that_cannot_start_leaves_no_report_of_another(project, run_apart, wrong):
-    (project.path / "out.json").write_text("of another run")
+    (project.path / "out.json").write_text(EARLIER)
 
     result = run_apart("--subnet-report=out.json", wrong)
 
@@ -391,13 +392,26 @@ def test_a_run_that_cannot_start_leaves_no_report_of_another(project, run_apart,
         assert not (project.path / "out.json").exists()
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "README.md", "data.json", "index.html"])
 @pytest.mark.usefixtures("gate")
-def test_what_is_no_report_is_not_removed(project, run_apart):
-    (project.path / "notes.txt").write_text("mine")
+def test_what_is_no_report_is_not_removed(project, run_apart, name):
+    (project.path / name).write_text('{"version":1} pytest-subnet')
 
-    assert run_apart("--subnet-report=notes.txt").ret == pytest.ExitCode.USAGE_ERROR
+    result = run_apart(f"--subnet-report={name}", "--subnet-device=tpu")
 
-    assert (project.path / "notes.txt").read_text() == "mine"
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert (project.path / name).read_text() == '{"version":1} pytest-subnet'
+
+
+@pytest.mark.parametrize("name", ["out.md", "out.json", "out.html"])
+def test_a_report_is_known_by_its_start(project, pair_options, run_apart, name):
+    project.makepyfile(PASSES)
+    project.runpytest(*pair_options, f"--subnet-report={name}")
+    assert (project.path / name).exists()
+
+    run_apart(f"--subnet-report={name}", "--subnet-device=tpu")
+
+    assert not (project.path / name).exists()
 
 
 def test_processes_that_follow_write_nothing(project, pair_options, monkeypatch):
@@ -544,7 +558,7 @@ def test_a_report_that_cannot_be_written_in_the_end_fails_the_run(project, pair_
 def test_a_run_that_is_killed_leaves_no_report_that_could_be_taken_for_its_own(
     project, pair_options
 ):
-    (project.path / "out.json").write_text("of another run")
+    (project.path / "out.json").write_text(EARLIER)
     project.makepyfile(
         PASSES + "\n        import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n"
     )

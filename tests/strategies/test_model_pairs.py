@@ -108,8 +108,8 @@ def test_a_model_of_ones_own_is_tuned():
         ),
         (
             {"kinds": ("none",)},
-            "Expected some of 'sparse', 'low-rank', 'dense', 'rounded' but got kinds=('none',); "
-            "give a tuple",
+            "Expected a tuple of some of 'sparse', 'low-rank', 'dense', 'rounded' but got "
+            "kinds=('none',)",
         ),
         (
             {"allow_grown_vocab": None},

@@ -87,13 +87,12 @@ def test_nothing_is_swallowed_where_nothing_is_rounded(kind):
     [
         (
             {"kinds": ()},
-            "Expected some of 'sparse', 'low-rank', 'dense', 'rounded' but got kinds=(); "
-            "give a tuple",
+            "Expected a tuple of some of 'sparse', 'low-rank', 'dense', 'rounded' but got kinds=()",
         ),
         (
             {"kinds": "dense"},
-            "Expected some of 'sparse', 'low-rank', 'dense', 'rounded' but got kinds='dense'; "
-            "give a tuple",
+            "Expected a tuple of some of 'sparse', 'low-rank', 'dense', 'rounded' but got "
+            "kinds='dense'",
         ),
         (
             {"dtypes": st.just(torch.int8)},

@@ -172,7 +172,7 @@ def test_rows_are_of_functions_that_are_there(laboratory):
     [
         (
             lambda lab: lab.model(dtype="int8\n"),
-            r"dtype='int8\n' is not one of float32, bfloat16, float16, float64",
+            r"dtype='int8\n' is not one of 'float32', 'bfloat16', 'float16', 'float64'",
         ),
         (
             lambda lab: lab.dataset("preference"),
@@ -184,7 +184,8 @@ def test_rows_are_of_functions_that_are_there(laboratory):
         ),
         (
             lambda lab: lab.training_arguments("out", "ppo"),
-            "trainer='ppo' is not one of transformers, sft, dpo, grpo",
+            "trainer='ppo' is not one of 'transformers', 'sft', 'dpo', 'grpo'; 'sft' is for "
+            "KTOConfig too, 'grpo' for RLOOConfig",
         ),
     ],
 )

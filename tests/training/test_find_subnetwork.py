@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pytest_subnet.training.finding import find_subnetwork
+from pytest_subnet import find_subnetwork
 
 QUICK = {
     "learning_rate": 0.05,

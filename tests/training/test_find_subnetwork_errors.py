@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from pytest_subnet import SelectionError, SubnetError
-from pytest_subnet.training.finding import find_subnetwork
+from pytest_subnet import SelectionError, SubnetError, find_subnetwork
 from pytest_subnet.training.finding_rules import is_settled, is_stable, sparsest
 
 

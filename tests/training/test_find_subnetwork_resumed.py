@@ -11,13 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pytest_subnet import CheckpointError
-from pytest_subnet.training.finding import find_subnetwork
+from pytest_subnet import CheckpointError, find_subnetwork
 
 PROGRAM = """
 import os, signal, sys
 import torch
-from pytest_subnet.training.finding import find_subnetwork
+from pytest_subnet import find_subnetwork
 
 torch.manual_seed(0)
 model = torch.nn.Sequential(

@@ -10,9 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_subnet import SubnetError
-from pytest_subnet.findings.concentration_density import assert_mask_density
-from pytest_subnet.training.supermasks import Supermasks
+from pytest_subnet import SubnetError, Supermasks, assert_mask_density
 from pytest_subnet.training.supermasks_layers import BestScores, draw_scores, top_k
 
 

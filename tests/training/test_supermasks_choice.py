@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pytest_subnet import SelectionError, SubnetError
-from pytest_subnet.training.supermasks import Supermasks
+from pytest_subnet import SelectionError, SubnetError, Supermasks
 
 
 def network(widths=(12, 32, 32, 4)):
@@ -213,3 +212,31 @@ def test_what_cannot_be_compared(labels, neighbours, text):
     with pytest.raises(ValueError, match=" ") as caught:
         learnt(1).nearest(torch.randn(50, 12), labels, neighbours=neighbours)
     assert str(caught.value) == text
+
+
+def test_logits_that_16_bits_cannot_tell_apart():
+    """±40,000: their difference is no float16, and its share of the entropy was 0 · ∞."""
+    model = torch.nn.Linear(1, 2, bias=False, dtype=torch.float16)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[40_000.0], [-40_000.0]]))
+    masks = Supermasks(model, density=1.0)
+    with masks.learn_mask("only"):
+        pass
+    assert masks.choose(torch.ones(1, 1, dtype=torch.float16)).slopes == {"only": 0}
+
+
+def test_a_slope_that_is_none():
+    """The root of 0 is finite, and its slope is not."""
+
+    class Root(torch.nn.Linear):
+        def forward(self, inputs):
+            return super().forward(inputs).sub(super().forward(inputs)).sqrt()
+
+    masks = Supermasks(Root(2, 2), density=0.5)
+    with masks.learn_mask("only"):
+        pass
+    with pytest.raises(SubnetError) as caught:
+        masks.choose(torch.ones(1, 2))
+    assert str(caught.value) == (
+        "the entropy of the outputs has no finite slope; a task cannot be told from them"
+    )

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch.nn.utils import parametrizations
 
-from pytest_subnet import SelectionError, SubnetError
-from pytest_subnet.training.supermasks import Supermasks
+from pytest_subnet import SelectionError, SubnetError, Supermasks
 
 
 def two_layers():

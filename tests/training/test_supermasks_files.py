@@ -7,8 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pytest_subnet import CheckpointError, UpdateMask
-from pytest_subnet.training.supermasks import Supermasks
+from pytest_subnet import CheckpointError, Supermasks, UpdateMask
 
 
 def network(seed=0, widths=(6, 10, 3)):
