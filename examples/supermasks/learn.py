@@ -44,11 +44,11 @@ class Plan(NamedTuple):
     """How much is learnt: steps of a task, and how many of them train weights in ExSSNeT."""
 
     tasks: int = 100
-    steps: int = 100
-    weight_steps: int = 40
+    steps: int = 150
+    weight_steps: int = 30
 
 
-SHORT = Plan(tasks=10, steps=50, weight_steps=20)
+SHORT = Plan(tasks=10, steps=50, weight_steps=10)
 
 
 def network() -> nn.Module:

@@ -96,8 +96,8 @@ def find_subnetwork(
         checkpoint_every: steps between two, at least 1.
 
     Returns:
-        FoundSubnetwork: mask (packed, in `UpdateMask`), lambda_, score, stopped, steps, retrained,
-        history, and the same of every λ in `runs`.
+        FoundSubnetwork: mask (packed, in `UpdateMask`), `lambda_`, score, stopped, steps,
+        retrained, history, and the same of every λ in `runs`.
 
     Raises:
         CheckpointError: the checkpoint cannot be read or written, or is of another search.

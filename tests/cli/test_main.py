@@ -240,6 +240,8 @@ def test_ctrl_c_in_the_middle_of_a_scan(tmp_path, environment):
         stdout=subprocess.PIPE,
         stderr=theirs,
         env=environment,
+        # Where these tests run in the background, the signal is ignored, and so it would be here.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     os.close(theirs)
     # Where something is wrong it would read for an hour.

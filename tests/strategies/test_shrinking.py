@@ -11,8 +11,8 @@ from pytest_subnet import update_sparsity
 from pytest_subnet.strategies import model_pairs, tensors, update_masks, updates
 
 
-def shrunk(strategy, holds, start):
-    """What a property shrinks to from a random start, within 200 examples of its first failure."""
+def shrunk(strategy, holds, start, within=200):
+    """What a property shrinks to, in so many examples from its first failure on."""
     seen = []
 
     @seed(start)
@@ -31,7 +31,7 @@ def shrunk(strategy, holds, start):
     with pytest.raises(AssertionError):
         check()
     first = [held for _, held in seen].index(False)
-    assert len(seen) - first <= 200
+    assert len(seen) - first <= within
     return [value for value, held in seen if not held][-1]
 
 
@@ -63,7 +63,8 @@ def test_no_entry_is_other_than_zero_in_a_shape_that_is_given():
 
 @pytest.mark.parametrize("start", range(3))
 def test_no_update_has_two_directions(start):
-    update = shrunk(updates(), lambda update: (update.rank or 0) < 2, start)
+    # Four numbers must go down together, and keep two directions.
+    update = shrunk(updates(), lambda update: (update.rank or 0) < 2, start, within=400)
 
     assert torch.equal(update.base, torch.zeros(2, 2, dtype=torch.bfloat16))
     assert torch.equal(update.tuned, torch.eye(2, dtype=torch.bfloat16) / 64)

@@ -60,11 +60,14 @@ def drawn(_step):
 
 
 @pytest.mark.parametrize(
-    ("rate", "growth", "margin"),
-    [(5e-3, 1.03, 0.45), pytest.param(5e-3, 1.001, 0.12, marks=pytest.mark.slow)],
+    ("growth", "steps", "margin"),
+    [(1.03, 15_000, 0.45), pytest.param(1.001, 5_000, 0.06, marks=pytest.mark.slow)],
 )
-def test_of_a_separable_quadratic_it_keeps_what_is_worth_more_than_it_costs(rate, growth, margin):
-    """Source: the minimum of a(1-z)²/2 + λz over z in {0, 1} is at 1 where a/2 > λ."""
+def test_of_a_separable_quadratic_it_keeps_what_is_worth_more_than_it_costs(growth, steps, margin):
+    """Source: the minimum of a(1-z)²/2 + λz over z in {0, 1} is at 1 where a/2 > λ.
+
+    What is left out is close to it, and AdamW's steps decide: with 4,000 steps more up to 0.15.
+    """
     worth, cost = torch.rand(2000, generator=torch.Generator().manual_seed(0)) * 2, 0.5
     model = Gates(len(worth))
 
@@ -76,17 +79,19 @@ def test_of_a_separable_quadratic_it_keeps_what_is_worth_more_than_it_costs(rate
         loss,
         batches=[None],
         lambdas=cost * len(worth),
-        learning_rate=rate,
+        learning_rate=5e-3,
         temperature_growth=growth,
+        max_steps=steps,
         attempts=1,
     )
     clear = ((worth / 2 - cost).abs() > margin).numpy()
     right = found.mask["layer.weight"][0] == (worth / 2 > cost).numpy()
     assert right[clear].all()
     assert right.mean() > 0.9
-    assert found.stopped == "settled"
+    settles = growth == 1.03
+    assert found.stopped == ("settled" if settles else "max_steps")
     last = found.history[-1]
-    assert last.undecided < 0.01 * last.kept
+    assert (last.undecided < 0.01 * last.kept) == settles
     assert all(each.undecided >= 0.01 * each.kept for each in found.history[:-1])
 
 
