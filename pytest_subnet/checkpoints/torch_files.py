@@ -29,7 +29,7 @@ from pytest_subnet.checkpoints.opcodes import HeavyTupleError, look_over
 from pytest_subnet.checkpoints.sharded import check_shards, read_index
 from pytest_subnet.checkpoints.stamped import StampedCheckpoint
 from pytest_subnet.checkpoints.wording import broken, short
-from pytest_subnet.checkpoints.zip_records import mapped_from, read_records
+from pytest_subnet.checkpoints.zip_records import mapped_from, read_records, refuse_compressed
 from pytest_subnet.errors import CheckpointError
 from pytest_subnet.text import first_few, safe
 
@@ -176,8 +176,9 @@ def _look_over(path: Path, is_zip: bool) -> None:
         if is_zip:
             with zipfile.ZipFile(path) as archive:
                 for record in archive.infolist():
-                    is_stored = record.compress_type == zipfile.ZIP_STORED
-                    if is_stored and record.filename.partition("/")[2] == "data.pkl":
+                    # torch finds it in any case of letters, and unpacks it.
+                    if record.filename.partition("/")[2].lower() == "data.pkl":
+                        refuse_compressed(path, record)
                         look_over(archive.read(record))
         else:
             with open(path, "rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as raw:

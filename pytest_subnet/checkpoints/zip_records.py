@@ -40,6 +40,15 @@ class Records(NamedTuple):
     native: bool
 
 
+def refuse_compressed(path: Path, record: zipfile.ZipInfo) -> None:
+    """Raise unless the record lies in the file as `torch.save` leaves it."""
+    if record.compress_type != zipfile.ZIP_STORED:
+        raise CheckpointError(
+            f"{safe(path)} was compressed after it was saved; "
+            "unpack it, load it with torch and save it again"
+        )
+
+
 def read_records(path: Path) -> Records:
     """The records of the zip file `path`, none of them read.
 
@@ -53,11 +62,7 @@ def read_records(path: Path) -> Records:
         starts = sorted([*(record.header_offset for record in listed), archive.start_dir])
         for record in listed:
             part = record.filename.partition("/")[2]
-            if record.compress_type != zipfile.ZIP_STORED:
-                raise CheckpointError(
-                    f"{safe(path)} was compressed after it was saved; "
-                    "unpack it, load it with torch and save it again"
-                )
+            refuse_compressed(path, record)
             if part == "constants.pkl":
                 raise CheckpointError(
                     f"{safe(path)} is a TorchScript program, not weights; "

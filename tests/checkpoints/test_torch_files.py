@@ -61,6 +61,11 @@ def rezip(path: Path, change: Callable[[str, bytes], bytes], compression: int = 
     return path
 
 
+def capitals(path: Path) -> None:
+    """Call a zip file's pickle DATA.PKL, which torch takes for data.pkl."""
+    path.write_bytes(path.read_bytes().replace(b"/data.pkl", b"/DATA.PKL"))
+
+
 def oddly_laid_out() -> Tensors:
     """Tensors whose bytes in the file are not what they hold in row order."""
     big = torch.arange(24.0).reshape(4, 6)
@@ -325,13 +330,15 @@ HEAVY = b"\x80\x02})q\x00" + b"h\x00h\x00\x86q\x00" * 60 + b"K\x01s."
 
 
 @pytest.mark.parametrize("save", ["zip", "legacy"], indirect=True)
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model_world_size_1_rank_0.pt"])
 def test_tuples_that_take_for_ever_are_refused(
-    tmp_path: Path, save: Callable[[Any, Path], Path], request: pytest.FixtureRequest
+    tmp_path: Path, save: Callable[[Any, Path], Path], request: pytest.FixtureRequest, name: str
 ) -> None:
     """In a process of its own: nothing interrupts the hash of a tuple."""
-    path = save({"a": 1}, tmp_path / "pytorch_model.bin")
+    path = save({"a": 1}, tmp_path / name)
     if request.node.callspec.params["save"] == "zip":
         rezip(path, lambda name, data: HEAVY if name == "data.pkl" else data)
+        capitals(path)
     else:
         saved = pickle.dumps({"a": 1}, protocol=2)
         assert saved in path.read_bytes()
@@ -349,6 +356,16 @@ def test_tuples_that_take_for_ever_are_refused(
         f"refusing to unpickle {path}: tuples are nested in it so that to look at one could take "
         "for ever, which torch does not write; save it again as safetensors\n"
     ), done.stderr
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model_world_size_1_rank_0.pt"])
+def test_a_compressed_pickle_is_not_unpacked(tmp_path: Path, name: str, refusal: Refusal) -> None:
+    path = tmp_path / name
+    torch.save({"a": torch.ones(2)}, path)
+    rezip(path, lambda _, data: data, zipfile.ZIP_DEFLATED)
+    assert refusal(tmp_path) == (
+        f"{path} was compressed after it was saved; unpack it, load it with torch and save it again"
+    )
 
 
 def test_shard_that_wants_code_is_refused(tmp_path: Path, refusal: Refusal) -> None:
