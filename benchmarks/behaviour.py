@@ -19,7 +19,7 @@ import measure
 import torch
 
 from pytest_subnet import behaviour_shift, open_pair
-from pytest_subnet.findings.behaviour_prompts import TOKENS
+from pytest_subnet.findings.behaviour.prompts import TOKENS
 from pytest_subnet.pairs.causal_lm import load_causal_lm_pair
 
 if TYPE_CHECKING:

@@ -253,7 +253,7 @@ def measure_pair_in_memory(base: torch.Tensor, tuned: torch.Tensor, copied: floa
 
 def measure_rank(quick: bool) -> None:
     """Rank on the GPU against `torch.linalg.matrix_rank` on the same GPU."""
-    from pytest_subnet.findings.spectra import Spectrum
+    from pytest_subnet.findings.matrices.spectra import Spectrum
 
     m, n = (512, 1792) if quick else (4096, 14336)
     generator = torch.Generator(GPU).manual_seed(3)

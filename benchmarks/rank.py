@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import measure
 import torch
 
-from pytest_subnet.findings.rank import FLOAT32_EPS
-from pytest_subnet.findings.spectra import Spectrum
+from pytest_subnet.findings.matrices.spectra import Spectrum
+from pytest_subnet.findings.rank.finding import FLOAT32_EPS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import save_file
 
 from pytest_subnet import open_pair
-from pytest_subnet.findings import base_cache
-from pytest_subnet.findings.displacement import displacement, displacement_rank
-from pytest_subnet.findings.rotation import singular_rotation
-from pytest_subnet.findings.spectrum import singular_shift
-from pytest_subnet.findings.subspaces import principal_angles_deg
+from pytest_subnet.findings.displacement.finding import displacement, displacement_rank
+from pytest_subnet.findings.matrices import base_cache
+from pytest_subnet.findings.matrices.subspaces import principal_angles_deg
+from pytest_subnet.findings.rotation.finding import singular_rotation
+from pytest_subnet.findings.spectrum.finding import singular_shift
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,9 +38,9 @@ NEAR = 0.01
 MEASURE = """
 import sys
 from pytest_subnet import open_pair
-from pytest_subnet.findings.displacement import displacement_rank
-from pytest_subnet.findings.rotation import singular_rotation
-from pytest_subnet.findings.spectrum import singular_shift
+from pytest_subnet.findings.displacement.finding import displacement_rank
+from pytest_subnet.findings.rotation.finding import singular_rotation
+from pytest_subnet.findings.spectrum.finding import singular_shift
 what, base, tuned, *include = sys.argv[1:]
 pair, include = open_pair(base, tuned), include or None
 {

@@ -8,18 +8,18 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from pytest_subnet.cli.policies import Table
-from pytest_subnet.findings.movement import update_movement
-from pytest_subnet.findings.sparsity import update_sparsity
-from pytest_subnet.findings.wording import bound_above, bound_below, limit_above
+from pytest_subnet.findings.common.wording import bound_above, bound_below, limit_above
+from pytest_subnet.findings.movement.finding import update_movement
+from pytest_subnet.findings.sparsity.finding import update_sparsity
 from pytest_subnet.text import percent, plural, safe, short_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from pytest_subnet.cli.policies import Value
-    from pytest_subnet.findings.movement import UpdateMovement
-    from pytest_subnet.findings.result import Movement
-    from pytest_subnet.findings.sparsity import UpdateSparsity
+    from pytest_subnet.findings.common.result import Movement
+    from pytest_subnet.findings.movement.finding import UpdateMovement
+    from pytest_subnet.findings.sparsity.finding import UpdateSparsity
     from pytest_subnet.pairs import ModelPair
 
 _MARGIN = 0.25

@@ -9,13 +9,13 @@ from pytest_subnet.cli.output import columns, show
 from pytest_subnet.cli.sources import open_named, wanted
 from pytest_subnet.cli.tables import fitted
 from pytest_subnet.errors import SubnetError
-from pytest_subnet.findings.overlap import mask_overlap
+from pytest_subnet.findings.overlap.finding import mask_overlap
 from pytest_subnet.text import facts, percent, plural, safe
 
 if TYPE_CHECKING:
     import argparse
 
-    from pytest_subnet.findings.overlap_result import MaskOverlap, TensorOverlap
+    from pytest_subnet.findings.overlap.result import MaskOverlap, TensorOverlap
 
 _SHOWN = 10
 

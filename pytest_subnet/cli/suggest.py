@@ -10,7 +10,7 @@ from pytest_subnet.cli.bounds import head_of, tables_of
 from pytest_subnet.cli.policies import spelled, written
 from pytest_subnet.cli.stream import put
 from pytest_subnet.errors import SelectionError, SubnetError
-from pytest_subnet.findings.sparsity import update_sparsity
+from pytest_subnet.findings.sparsity.finding import update_sparsity
 from pytest_subnet.pairs.opening import open_pair
 from pytest_subnet.text import redacted
 

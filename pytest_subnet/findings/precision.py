@@ -17,8 +17,8 @@ from pytest_subnet.checkpoints.files import FileReader
 from pytest_subnet.checkpoints.opening import open_checkpoint
 from pytest_subnet.checkpoints.remote.urls import is_url
 from pytest_subnet.errors import SelectionError
-from pytest_subnet.findings.bounds import check_limit
-from pytest_subnet.findings.rounding import (
+from pytest_subnet.findings.common.bounds import check_limit
+from pytest_subnet.findings.rank.rounding import (
     GAPS,
     densities,
     gaps_around,

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_subnet.errors import SelectionError
-from pytest_subnet.findings.bounds import check_message
-from pytest_subnet.findings.fingerprints import of_pair
-from pytest_subnet.findings.result import Message, reworded
+from pytest_subnet.findings.common.bounds import check_message
+from pytest_subnet.findings.common.fingerprints import of_pair
+from pytest_subnet.findings.common.result import Message, reworded
 from pytest_subnet.pairs.kinds import kind_of
 from pytest_subnet.pairs.model_pair import check_pair
 from pytest_subnet.pairs.problems import describe

@@ -9,7 +9,7 @@ import re
 import stat
 import sys
 import tempfile
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, cast
@@ -19,6 +19,7 @@ from pytest_subnet.checkpoints.json_files import DuplicateNameError, is_text, pa
 from pytest_subnet.checkpoints.wording import short
 from pytest_subnet.errors import SubnetError
 from pytest_subnet.text import plural, size
+from pytest_subnet.turns import in_turn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -113,25 +114,18 @@ class BaselineFile:
     def _turn(self) -> Iterator[None]:
         """Wait until no other process of this machine records in the file.
 
-        The lock is not beside it: there it would have to be kept out of commits. The system ends
-        the turn of a process that is killed. Where files cannot be locked there is no waiting.
+        The lock is not beside it: there it would have to be kept out of commits.
         """
         import xxhash
-        from filelock import FileLock, Timeout
 
         name = xxhash.xxh3_64_hexdigest(os.fsencode(os.path.realpath(self.path)))
         lock = Path(tempfile.gettempdir(), f"pytest-subnet-{name}.lock")
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(FileLock(lock, timeout=_PATIENCE))
-            except Timeout:
+        with in_turn(lock, _PATIENCE) as came:
+            if not came:
                 raise SubnetError(
                     f"cannot write {self.label}: another process has been recording in it for "
                     f"{_PATIENCE} seconds; end it, and record again"
-                ) from None
-            # filelock warns, which may be an error here, where all it could do is a lesser lock.
-            except (OSError, NotImplementedError, Warning):
-                pass
+                )
             yield
 
     def _write(self, tests: Tests) -> None:

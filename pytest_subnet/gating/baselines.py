@@ -17,7 +17,7 @@ import pytest
 
 from pytest_subnet.devices import follows
 from pytest_subnet.errors import SubnetError
-from pytest_subnet.findings.bounds import check_limit
+from pytest_subnet.findings.common.bounds import check_limit
 from pytest_subnet.gating.baseline_file import BaselineFile, Entry, is_fingerprint
 from pytest_subnet.gating.baseline_selection import selection
 from pytest_subnet.gating.baseline_texts import (

@@ -13,7 +13,7 @@ import stat
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
@@ -26,6 +26,7 @@ from pytest_subnet.checkpoints.remote.urls import identifies
 from pytest_subnet.scan.cache_file import packed, packed_size, unpacked
 from pytest_subnet.scan.counters import Counters
 from pytest_subnet.scan.tally import Tally
+from pytest_subnet.turns import in_turn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -176,19 +177,12 @@ class ScanCache:
     def turn(self, what: str = "") -> Iterator[None]:
         """Wait until no other process scans the pair, and make the others wait.
 
-        What else is done to it, under a name of its own, does not wait for scans. The system ends
-        the turn of a process that is killed. After a while, or where files cannot be locked, there
-        is no waiting: the pair is then read twice, and counted the same.
+        What else is done to it, under a name of its own, does not wait for scans. After a while, or
+        where files cannot be locked, there is no waiting: the pair is then read twice, and counted
+        the same.
         """
-        from filelock import FileLock
-
         patience = _PATIENCE + float(self._nbytes.sum()) / _SLOW_DISK
-        with ExitStack() as stack:
-            # filelock warns, which may be an error here, where all it could do is a lesser lock.
-            with suppress(OSError, NotImplementedError, Warning):
-                self._directory.mkdir(parents=True, exist_ok=True)
-                lock = FileLock(self._directory / f"{self._key}{what}.lock", timeout=patience)
-                stack.enter_context(lock)
+        with in_turn(self._directory / f"{self._key}{what}.lock", patience):
             yield
 
     def recall(

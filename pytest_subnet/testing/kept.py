@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import xxhash
 
+from pytest_subnet.turns import in_turn
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 _CONTENTS = "contents.json"
 _PATIENCE = 300.0
@@ -31,7 +33,11 @@ def make_once(directory: Path, make: Callable[[Path], None]) -> None:
     if _is_whole(directory):
         return
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with _turn(directory), TemporaryDirectory(".draft", prefix=".", dir=directory.parent) as place:
+    lock = directory.with_name(f"{directory.name}.lock")
+    with (
+        in_turn(lock, _PATIENCE),
+        TemporaryDirectory(".draft", prefix=".", dir=directory.parent) as place,
+    ):
         if _is_whole(directory):
             return
         draft = Path(place, "draft")
@@ -59,16 +65,3 @@ def _digests(directory: Path) -> dict[str, str]:
         for path in directory.rglob("*")
         if path.is_file() and path != directory / _CONTENTS
     }
-
-
-@contextmanager
-def _turn(directory: Path) -> Iterator[None]:
-    """Wait for whoever makes the directory; without locks two may, and the later one stays."""
-    from filelock import FileLock
-
-    with ExitStack() as stack:
-        # filelock warns, which may be an error here, where all it could do is a lesser lock.
-        with suppress(OSError, NotImplementedError, Warning):
-            lock = FileLock(directory.with_name(f"{directory.name}.lock"), timeout=_PATIENCE)
-            stack.enter_context(lock)
-        yield

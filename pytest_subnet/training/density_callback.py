@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 from pytest_subnet.checkpoints.memory import TensorsCheckpoint, from_module
-from pytest_subnet.findings.result import measure
+from pytest_subnet.findings.common.result import measure
 from pytest_subnet.pairs.opening import open_pair
 from pytest_subnet.pairs.selection import select
 from pytest_subnet.scan.tolerance import SAME_BITS
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-    from pytest_subnet.findings.result import Movement
+    from pytest_subnet.findings.common.result import Movement
 
 
 class DensityCallback(TrainerCallback):

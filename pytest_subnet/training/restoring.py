@@ -10,9 +10,9 @@ from pytest_subnet import progress
 from pytest_subnet.checkpoints.dtypes import ARITHMETIC
 from pytest_subnet.checkpoints.experts import ExpertsCheckpoint
 from pytest_subnet.errors import CheckpointError, SelectionError
-from pytest_subnet.findings.fused import WHOLE, parts_of
-from pytest_subnet.findings.matrix_work import choose_matrices
-from pytest_subnet.findings.update_matrices import read_side
+from pytest_subnet.findings.matrices.fused import WHOLE, parts_of
+from pytest_subnet.findings.matrices.updates import read_side
+from pytest_subnet.findings.matrices.work import choose_matrices
 from pytest_subnet.pairs.opening import open_pair
 from pytest_subnet.text import safe
 from pytest_subnet.training.restored_files import copy_beside, new_directory, write_weights
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import torch
 
     from pytest_subnet.checkpoints.opening import Source
-    from pytest_subnet.findings.fused import Part
-    from pytest_subnet.findings.update_matrices import Matrix
+    from pytest_subnet.findings.matrices.fused import Part
+    from pytest_subnet.findings.matrices.updates import Matrix
     from pytest_subnet.pairs import ModelPair
     from pytest_subnet.pairs.selection import Patterns
     from pytest_subnet.training.restoring_result import Values

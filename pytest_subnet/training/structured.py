@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from pytest_subnet.findings.displacement_operators import resolve_operator
+from pytest_subnet.findings.displacement.operators import resolve_operator
 
 _ROUNDS = 50
 """Steps of L-BFGS after the truncated displacement; more change the fourth digit of the error."""

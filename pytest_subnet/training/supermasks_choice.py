@@ -39,12 +39,22 @@ def choose(
     inputs: object,
 ) -> Choice:
     """As `Supermasks.choose`."""
+    with torch.inference_mode(False), torch.enable_grad():
+        return _choose(model, layers, masks, differentiable(inputs))
+
+
+def _choose(
+    model: torch.nn.Module,
+    layers: Sequence[Layer],
+    masks: Mapping[str, UpdateMask],
+    inputs: object,
+) -> Choice:
     weights = {each.name: each.weight.detach() for each in layers}
     mixed = {
         name: (weight * _mean(masks, name).to(weight)).requires_grad_()
         for name, weight in weights.items()
     }
-    with evaluating(model), swapped(layers, mixed), torch.enable_grad():
+    with evaluating(model), swapped(layers, mixed):
         seen = [each.weight for each in layers]
         entropy = _entropy(outputs_of(model, inputs))
         found: Sequence[torch.Tensor | None] = torch.autograd.grad(entropy, seen, allow_unused=True)
@@ -61,6 +71,15 @@ def choose(
             "the entropy of the outputs has no finite slope; a task cannot be told from them"
         )
     return Choice(min(slopes, key=slopes.__getitem__), slopes)
+
+
+def differentiable(inputs: object) -> object:
+    """`inputs`, with copies of the tensors that were made in inference mode."""
+    if isinstance(inputs, Mapping):
+        return {key: differentiable(each) for key, each in inputs.items()}
+    if isinstance(inputs, torch.Tensor) and inputs.is_inference():
+        return inputs.clone()
+    return inputs
 
 
 def outputs_of(model: torch.nn.Module, inputs: object) -> torch.Tensor:

@@ -37,6 +37,7 @@ def save(masks: Supermasks, directory: str | os.PathLike[str]) -> None:
         if not is_text(task):
             raise CheckpointError(f"cannot write the task {safe(task)}: it is not valid Unicode")
     folder = Path(directory)
+    files: dict[str, str] = {}
     index = {
         "format": FORMAT,
         "version": VERSION,
@@ -46,13 +47,17 @@ def save(masks: Supermasks, directory: str | os.PathLike[str]) -> None:
         "weights": [each.name for each in masks._layers],
         "model": open_checkpoint(masks.model).fingerprint(),
         "tasks": list(masks),
+        "files": files,
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for number, task in enumerate(masks):
-            masks[task].save(_mask_file(folder, number))
+            written = [_mask_file(folder, number)]
+            masks[task].save(written[0])
             if task in masks._scores:
-                write_bytes(_scores_file(folder, number), as_safetensors(masks._scores[task]))
+                written.append(_scores_file(folder, number))
+                write_bytes(written[1], as_safetensors(masks._scores[task]))
+            files.update({path.name: open_checkpoint(path).fingerprint() for path in written})
         write_text(folder / _INDEX, json.dumps(index, indent=2) + "\n")
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         raise CheckpointError(
@@ -85,7 +90,7 @@ def load(cls: type[Masks], directory: str | os.PathLike[str], model: torch.nn.Mo
             "load the weights first that were saved beside them"
         )
     for number, task in enumerate(tasks):
-        path = _mask_file(folder, number)
+        path = _as_saved(_mask_file(folder, number), index["files"])
         mask = UpdateMask.load(path)
         wanted = [(each.name, tuple(each.weight.shape), each.kept) for each in masks._layers]
         if [(each.name, each.shape, each.entries) for each in mask.tensors] != wanted:
@@ -95,7 +100,8 @@ def load(cls: type[Masks], directory: str | os.PathLike[str], model: torch.nn.Mo
             )
         masks._add_mask(task, mask)
         if masks._keeps_scores:
-            masks._scores[task] = _scores(_scores_file(folder, number), wanted)
+            path = _as_saved(_scores_file(folder, number), index["files"])
+            masks._scores[task] = _scores(path, wanted)
     return masks
 
 
@@ -117,6 +123,7 @@ def _index(folder: Path) -> dict[str, Any]:
             "model": str(),
             "weights": list(weights),
             "tasks": list(tasks),
+            "files": dict(),
         } if all(isinstance(each, str) and each for each in (*weights, *tasks)):
             pass
         case _:
@@ -124,6 +131,13 @@ def _index(folder: Path) -> dict[str, Any]:
     if not weights or len(set(tasks)) != len(tasks):
         raise CheckpointError(f"{safe(path)} is corrupt: no weights, or a task twice; {_REMEDY}")
     return index
+
+
+def _as_saved(path: Path, files: dict[str, object]) -> Path:
+    """`path`, which holds what was saved: masks of two tasks exchanged would fit as well."""
+    if open_checkpoint(path).fingerprint() != files.get(path.name):
+        raise CheckpointError(f"{safe(path)} is not the file that was saved; {_REMEDY}")
+    return path
 
 
 def _scores(path: Path, wanted: list[tuple[str, tuple[int, ...], int]]) -> dict[str, torch.Tensor]:

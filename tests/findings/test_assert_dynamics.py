@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pytest_subnet import SelectionError
-from pytest_subnet.findings.dynamics import (
+from pytest_subnet.findings.dynamics.finding import (
     assert_step_sparsity,
     assert_update_dynamics,
     update_dynamics,

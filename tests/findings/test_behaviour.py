@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax, rel_entr, softmax
 
 from pytest_subnet import assert_behaviour_close, behaviour_shift, open_checkpoint
-from pytest_subnet.findings.behaviour_counts import compared
-from pytest_subnet.findings.behaviour_prompts import TOKENS, Prompt, batches
+from pytest_subnet.findings.behaviour.counts import compared
+from pytest_subnet.findings.behaviour.prompts import TOKENS, Prompt, batches
 
 SIZES = {
     "hidden_size": 16,
@@ -218,7 +218,7 @@ def test_tokens_that_are_out_of_the_question():
 
 
 def test_pieces_are_put_together(monkeypatch):
-    from pytest_subnet.findings import behaviour_counts
+    from pytest_subnet.findings.behaviour import counts as behaviour_counts
 
     pair = tables()
     whole = behaviour_shift(pair, PROMPTS_OF_7)

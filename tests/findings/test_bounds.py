@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from pytest_subnet.findings.bounds import (
+from pytest_subnet.findings.common.bounds import (
     check_fraction,
     check_limit,
     check_message,

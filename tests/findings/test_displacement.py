@@ -4,12 +4,12 @@ import scipy.linalg
 import torch
 
 from pytest_subnet import PairMismatchError, SelectionError, open_pair
-from pytest_subnet.findings.displacement import (
+from pytest_subnet.findings.displacement.finding import (
     assert_displacement_rank,
     displacement,
     displacement_rank,
 )
-from pytest_subnet.findings.displacement_operators import DisplacementOperator
+from pytest_subnet.findings.displacement.operators import DisplacementOperator
 
 RNG = np.random.default_rng(0)
 

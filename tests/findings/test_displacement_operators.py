@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_subnet.findings.displacement_operators import (
+from pytest_subnet.findings.displacement.operators import (
     Diagonal,
     DisplacementOperator,
     Path,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pytest_subnet import PairMismatchError, SelectionError, open_pair, update_sparsity
-from pytest_subnet.findings.dynamics import update_dynamics
+from pytest_subnet.findings.dynamics.finding import update_dynamics
 from pytest_subnet.scan import PAPER
 from pytest_subnet.trajectories import open_trajectory
 

@@ -18,7 +18,7 @@ from pytest_subnet import (
     assert_updates_exclusive,
     open_trajectory,
 )
-from pytest_subnet.findings.exclusive_counts import count_pairs, count_shared
+from pytest_subnet.findings.exclusive.counts import count_pairs, count_shared
 
 
 def masks_of(seed=0, count=4, density=0.3):

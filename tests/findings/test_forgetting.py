@@ -9,18 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 
-from pytest_subnet.findings.forgetting import (
-    assert_no_forgetting,
-    assert_ood_restored,
-    ood_forgetting,
-    ood_restored,
-)
-from pytest_subnet.findings.forgetting_counts import (
+from pytest_subnet.findings.forgetting.counts import (
     Point,
     _wilson,
     bounds_of_drop,
     fieller,
     fisher,
+)
+from pytest_subnet.findings.forgetting.finding import (
+    assert_no_forgetting,
+    assert_ood_restored,
+    ood_forgetting,
+    ood_restored,
 )
 
 law = settings(max_examples=60, derandomize=True, deadline=None, database=None)

@@ -7,8 +7,8 @@ import torch
 import transformers
 
 from pytest_subnet import open_checkpoint, open_pair
-from pytest_subnet.findings.fused import parts_of
-from pytest_subnet.findings.rotation import singular_rotation
+from pytest_subnet.findings.matrices.fused import parts_of
+from pytest_subnet.findings.rotation.finding import singular_rotation
 
 HEADS, WIDTH = 4, 32
 

@@ -10,9 +10,10 @@ from pytest_subnet import (
     open_pair,
     update_mask,
 )
-from pytest_subnet.findings import geometry_counts, geometry_masks
-from pytest_subnet.findings.geometry import assert_off_principal, update_geometry
-from pytest_subnet.findings.geometry_masks import low_magnitude_bits, principal_bits
+from pytest_subnet.findings.geometry import counts as geometry_counts
+from pytest_subnet.findings.geometry import masks as geometry_masks
+from pytest_subnet.findings.geometry.finding import assert_off_principal, update_geometry
+from pytest_subnet.findings.geometry.masks import low_magnitude_bits, principal_bits
 from pytest_subnet.masks.bits import unpack
 
 NULLS = ("exponent", "matrix", "rowcol", "pooled")

@@ -12,8 +12,8 @@ from pytest_subnet import (
     open_pair,
     update_mask,
 )
-from pytest_subnet.findings.chance import hypergeometric
-from pytest_subnet.findings.geometry_consensus import consensus_jaccard, shared_by_chance
+from pytest_subnet.findings.common.chance import hypergeometric
+from pytest_subnet.findings.geometry.consensus import consensus_jaccard, shared_by_chance
 
 
 def drawn(count, *, shape=(20, 30), density=0.3, seed=0):

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from pytest_subnet import PairMismatchError, SelectionError, open_pair
-from pytest_subnet.findings import geometry_cosine
-from pytest_subnet.findings.geometry_cosine import task_vector_cosine
+from pytest_subnet.findings.geometry import cosine as geometry_cosine
+from pytest_subnet.findings.geometry.cosine import task_vector_cosine
 
 
 def model(dtype=torch.float64, seed=0):

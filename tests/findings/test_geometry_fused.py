@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pytest_subnet import SelectionError, open_pair
-from pytest_subnet.findings.geometry import assert_off_principal, update_geometry
+from pytest_subnet.findings.geometry.finding import assert_off_principal, update_geometry
 
 transformers = pytest.importorskip("transformers")
 

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_subnet import magnitude_mask, principal_mask
-from pytest_subnet.findings import geometry_masks
-from pytest_subnet.findings.geometry_masks import low_magnitude_bits, principal_bits, row_blocks
+from pytest_subnet.findings.geometry import masks as geometry_masks
+from pytest_subnet.findings.geometry.masks import low_magnitude_bits, principal_bits, row_blocks
 from pytest_subnet.masks.bits import unpack
 
 law = settings(max_examples=60, derandomize=True, deadline=None, database=None)

@@ -20,7 +20,7 @@ from pytest_subnet import (
     open_pair,
     same_interface,
 )
-from pytest_subnet.findings.interface_texts import ABSENT, same, spell_two
+from pytest_subnet.findings.interface.texts import ABSENT, same, spell_two
 
 from ..checkpoints.servers import FileServer, running
 

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_subnet.findings.low_rank import _norm_at_most, count_above
+from pytest_subnet.findings.matrices.low_rank import _norm_at_most, count_above
 
 law = settings(max_examples=60, derandomize=True, deadline=None, database=None)
 

@@ -13,16 +13,18 @@ import torch
 from safetensors.torch import save_file
 
 from pytest_subnet import SelectionError, open_pair, progress, update_rank
-from pytest_subnet.findings import base_cache, matrix_engines, matrix_work, spectra, subspaces
-from pytest_subnet.findings.displacement import displacement_rank
-from pytest_subnet.findings.displacement_operators import Diagonal, DisplacementOperator, Shift
-from pytest_subnet.findings.matrix_rows import KeptRows
-from pytest_subnet.findings.rank_result import RankOfUpdate
-from pytest_subnet.findings.rotation import singular_rotation
-from pytest_subnet.findings.rotation_result import SingularRotation
-from pytest_subnet.findings.spectrum import singular_shift
-from pytest_subnet.findings.spectrum_result import SingularShift
-from pytest_subnet.findings.update_matrices import Matrix
+from pytest_subnet.findings.displacement.finding import displacement_rank
+from pytest_subnet.findings.displacement.operators import Diagonal, DisplacementOperator, Shift
+from pytest_subnet.findings.matrices import base_cache, spectra, subspaces
+from pytest_subnet.findings.matrices import engines as matrix_engines
+from pytest_subnet.findings.matrices import work as matrix_work
+from pytest_subnet.findings.matrices.rows import KeptRows
+from pytest_subnet.findings.matrices.updates import Matrix
+from pytest_subnet.findings.rank.result import RankOfUpdate
+from pytest_subnet.findings.rotation.finding import singular_rotation
+from pytest_subnet.findings.rotation.result import SingularRotation
+from pytest_subnet.findings.spectrum.finding import singular_shift
+from pytest_subnet.findings.spectrum.result import SingularShift
 from pytest_subnet.scan import cache
 from pytest_subnet.scan.gathering import ledger, remember_in
 
@@ -118,9 +120,9 @@ def test_another_process_decomposes_nothing(files: Path, opened: Callable[..., M
 import sys
 sys.path.insert(0, {str(files)!r})
 from pytest_subnet import open_pair
-from pytest_subnet.findings import matrix_engines
-from pytest_subnet.findings.rotation import singular_rotation
-from pytest_subnet.findings.spectrum import singular_shift
+from pytest_subnet.findings.matrices import engines as matrix_engines
+from pytest_subnet.findings.rotation.finding import singular_rotation
+from pytest_subnet.findings.spectrum.finding import singular_shift
 from pytest_subnet.scan.gathering import remember_in
 pair = open_pair("base", "tuned")
 remember_in(pair, __import__("pathlib").Path("kept"))
@@ -226,14 +228,14 @@ ROW = [Q, [14, 10], "float32", 0, "q_proj", 0.5, 3, 0.25, "gram"]
 @pytest.mark.parametrize(
     "entry",
     [
-        {"of": "spectrum_result:SingularShift", "row": ROW[:-1]},
-        {"of": "spectrum_result:SingularShift", "row": [*ROW[:-1], None]},
-        {"of": "spectrum_result:SingularShift", "row": ["another", *ROW[1:]]},
-        {"of": "spectrum_result:SingularShift", "row": [Q, [14], *ROW[2:]]},
-        {"of": "spectrum_result:SingularShift", "row": [*ROW[:5], True, *ROW[6:]]},
-        {"of": "spectrum_result:SingularShift", "rows": []},
-        {"of": "spectrum_result:math", "row": ROW},
-        {"of": "spectrum_result.math:inf", "row": ROW},
+        {"of": "spectrum.result:SingularShift", "row": ROW[:-1]},
+        {"of": "spectrum.result:SingularShift", "row": [*ROW[:-1], None]},
+        {"of": "spectrum.result:SingularShift", "row": ["another", *ROW[1:]]},
+        {"of": "spectrum.result:SingularShift", "row": [Q, [14], *ROW[2:]]},
+        {"of": "spectrum.result:SingularShift", "row": [*ROW[:5], True, *ROW[6:]]},
+        {"of": "spectrum.result:SingularShift", "rows": []},
+        {"of": "spectrum.result:math", "row": ROW},
+        {"of": "spectrum.result.math:inf", "row": ROW},
         {"of": "no_such_result:SingularShift", "row": ROW},
         {"of": "spectrum:SingularShifts", "row": ROW},
         {"row": ROW},
@@ -248,7 +250,7 @@ def test_a_kept_row_is_believed_only_if_it_is_one(
     rows = KeptRows(pair, "any")
     row = next(i for i, each in enumerate(pair.tensors) if each.name == Q)
     matrix = Matrix(row, None, (14, 10))
-    good = {"of": "spectrum_result:SingularShift", "row": ROW}
+    good = {"of": "spectrum.result:SingularShift", "row": ROW}
     assert rows._decoded(matrix, good) == SingularShift(Q, (14, 10), *ROW[2:])
     assert rows._decoded(matrix, entry) is None
 
@@ -364,11 +366,11 @@ def test_a_run_that_is_killed_has_kept_what_took_a_minute(
 
 
 def test_rows_are_of_types_that_can_be_kept() -> None:
-    from pytest_subnet.findings.displacement_result import DisplacementRank
-    from pytest_subnet.findings.matrix_rows import _type_called
+    from pytest_subnet.findings.displacement.result import DisplacementRank
+    from pytest_subnet.findings.matrices.rows import _type_called
 
     for each in (DisplacementRank, RankOfUpdate, SingularRotation, SingularShift):
-        name = f"{each.__module__.rpartition('.')[2]}:{each.__qualname__}"
+        name = f"{each.__module__.removeprefix('pytest_subnet.findings.')}:{each.__qualname__}"
         assert _type_called(name) is each
 
 
@@ -403,7 +405,7 @@ def test_shifts_of_matrices_together_are_those_of_one_by_one(
 
 
 def test_a_matrix_that_does_not_fit_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pytest_subnet.findings.matrix_work.free_bytes", lambda device: 100_000)
+    monkeypatch.setattr("pytest_subnet.findings.matrices.work.free_bytes", lambda device: 100_000)
     base = {"small.weight": torch.eye(8), "large.weight": torch.ones(400, 50)}
     pair = open_pair(base, {name: 2 * each for name, each in base.items()})
     with pytest.raises(SelectionError) as error:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_subnet import CheckpointError, PairMismatchError, SelectionError, UpdateMask
-from pytest_subnet.findings.overlap import mask_overlap
+from pytest_subnet.findings.overlap.finding import mask_overlap
 from pytest_subnet.masks.bits import MemoryBits, pack
 from pytest_subnet.masks.update_mask import MaskTensor, Origin, Strata
 
@@ -131,7 +131,7 @@ class TestCounts:
             for _ in range(2)
         )
         alone = mask_overlap(a, b)
-        monkeypatch.setattr("pytest_subnet.findings.overlap_counts._WORTH_THREADS", 0)
+        monkeypatch.setattr("pytest_subnet.findings.overlap.counts._WORTH_THREADS", 0)
         assert mask_overlap(a, b) == alone
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pytest_subnet import PairMismatchError, SelectionError, UpdateMask
-from pytest_subnet.findings.overlap import assert_mask_overlap, mask_overlap
+from pytest_subnet.findings.overlap.finding import assert_mask_overlap, mask_overlap
 from pytest_subnet.masks.bits import MemoryBits, pack
 from pytest_subnet.masks.update_mask import MaskTensor, Origin, Strata
 

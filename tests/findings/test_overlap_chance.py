@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.stats.contingency import odds_ratio as scipy_odds_ratio
 
-from pytest_subnet.findings.chance import (
+from pytest_subnet.findings.common.chance import (
     by_rows_and_columns,
     by_strata,
     hypergeometric,
@@ -258,7 +258,7 @@ class TestInterval:
         found, expected = random.poisson(50, 40), np.full(40, 50.0)
         first = lift_interval(found, expected)
         assert lift_interval(found, expected) == first
-        monkeypatch.setattr("pytest_subnet.findings.chance._DRAWN_AT_ONCE", 7)
+        monkeypatch.setattr("pytest_subnet.findings.common.chance._DRAWN_AT_ONCE", 7)
         assert lift_interval(found, expected) == first
 
     @pytest.mark.parametrize("telling", list(itertools.product([0, 2], [0, 5])))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pytest_subnet import PairMismatchError, UpdateMask, open_pair, update_mask
-from pytest_subnet.findings.overlap import mask_overlap
+from pytest_subnet.findings.overlap.finding import mask_overlap
 from pytest_subnet.masks.bits import MemoryBits, pack
 from pytest_subnet.masks.update_mask import MaskTensor, Origin, Strata
 from pytest_subnet.scan.found import stratum_of

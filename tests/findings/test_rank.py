@@ -18,7 +18,8 @@ from pytest_subnet import (
     record_update,
     update_rank,
 )
-from pytest_subnet.findings import spectra, update_matrices
+from pytest_subnet.findings.matrices import spectra
+from pytest_subnet.findings.matrices import updates as update_matrices
 
 DOWN = "model.layers.0.mlp.down_proj.weight"
 UP = "model.layers.0.mlp.up_proj.weight"

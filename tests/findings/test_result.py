@@ -16,7 +16,7 @@ from pytest_subnet import (
     update_movement,
     update_sparsity,
 )
-from pytest_subnet.findings.result import Coverage, Movement, reworded
+from pytest_subnet.findings.common.result import Coverage, Movement, reworded
 from pytest_subnet.scan import SAME_BITS, Tolerance, gathering
 
 

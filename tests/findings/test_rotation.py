@@ -7,8 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_subnet import PairMismatchError, SelectionError, open_pair
-from pytest_subnet.findings.rotation import assert_singular_vector_rotation, singular_rotation
-from pytest_subnet.findings.spectrum import singular_shift
+from pytest_subnet.findings.rotation.finding import (
+    assert_singular_vector_rotation,
+    singular_rotation,
+)
+from pytest_subnet.findings.spectrum.finding import singular_shift
 
 law = settings(max_examples=60, derandomize=True, deadline=None, database=None)
 K = 10

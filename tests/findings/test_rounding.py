@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import brentq
 
-from pytest_subnet.findings.rounding import (
+from pytest_subnet.findings.rank.rounding import (
     GAPS,
     LOWEST_GAP,
     _relative_energy,

@@ -9,8 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import ldl
 
-from pytest_subnet.findings import spectra
-from pytest_subnet.findings.spectra import Spectrum, effective_rank, frobenius_norm, without_zeros
+from pytest_subnet.findings.matrices import spectra
+from pytest_subnet.findings.matrices.spectra import (
+    Spectrum,
+    effective_rank,
+    frobenius_norm,
+    without_zeros,
+)
 
 SHAPES = [(300, 300), (300, 700), (700, 300), (257, 260)]
 

@@ -5,10 +5,13 @@ import pytest
 import torch
 
 from pytest_subnet import SelectionError, open_pair, update_rank
-from pytest_subnet.findings import matrix_engines, rank, spectra, spectra_batched
-from pytest_subnet.findings.rank import FLOAT32_EPS
-from pytest_subnet.findings.spectra import Spectrum
-from pytest_subnet.findings.spectra_batched import nbytes_of, settle, spectra_of
+from pytest_subnet.findings.matrices import batched as spectra_batched
+from pytest_subnet.findings.matrices import engines as matrix_engines
+from pytest_subnet.findings.matrices import spectra
+from pytest_subnet.findings.matrices.batched import nbytes_of, settle, spectra_of
+from pytest_subnet.findings.matrices.spectra import Spectrum
+from pytest_subnet.findings.rank import finding as rank
+from pytest_subnet.findings.rank.finding import FLOAT32_EPS
 
 SHAPES = [(60, 60), (40, 90), (90, 40), (1, 50), (3, 70)]
 

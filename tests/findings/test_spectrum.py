@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_subnet import PairMismatchError, SelectionError, open_pair
-from pytest_subnet.findings.spectrum import assert_singular_values_stable, singular_shift
+from pytest_subnet.findings.spectrum.finding import assert_singular_values_stable, singular_shift
 
 law = settings(max_examples=60, derandomize=True, deadline=None, database=None)
 
@@ -198,7 +198,7 @@ def test_bounds_that_are_none() -> None:
 
 def test_a_base_is_decomposed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """By its content: another pair of the same base, from another mapping, finds it."""
-    import pytest_subnet.findings.spectrum as module
+    import pytest_subnet.findings.spectrum.finding as module
 
     seen = []
     values = module._values

@@ -15,7 +15,7 @@ from pytest_subnet import (
     subnetwork_necessity,
     subnetwork_sufficiency,
 )
-from pytest_subnet.findings.subnetworks_controls import drawn
+from pytest_subnet.findings.subnetworks.controls import drawn
 
 WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 

@@ -218,6 +218,8 @@ def test_a_float_mask_is_none(entries):
         (None, "None"),
         ("0.5", "'0.5'"),
         (True, "True"),
+        (np.bool_(True), "np.True_"),
+        (torch.tensor(True), "tensor(True)"),
         (torch.zeros(2), "tensor([0., 0.])"),
     ],
 )

@@ -7,9 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_subnet.findings import block_krylov, subspaces
-from pytest_subnet.findings.spectra import gram_of
-from pytest_subnet.findings.subspaces import leading, principal_angles_deg, vector_angles_deg
+from pytest_subnet.findings.matrices import block_krylov, subspaces
+from pytest_subnet.findings.matrices.spectra import gram_of
+from pytest_subnet.findings.matrices.subspaces import (
+    leading,
+    principal_angles_deg,
+    vector_angles_deg,
+)
 
 law = settings(max_examples=60, derandomize=True, deadline=None, database=None)
 
@@ -94,9 +98,9 @@ def test_products_in_float32_are_held_to_the_matrix_in_float64(
     """Where their squares leave the range of float32 they are not believed."""
     products = []
 
-    def counted(matrix: torch.Tensor, *, single: bool = False) -> torch.Tensor:
-        products.append(single)
-        return gram_of(matrix, single=single)
+    def counted(matrix: torch.Tensor, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+        products.append(dtype)
+        return gram_of(matrix, dtype)
 
     monkeypatch.setattr(subspaces, "gram_of", counted)
     monkeypatch.setattr(subspaces, "_LARGE", 1)
@@ -104,7 +108,7 @@ def test_products_in_float32_are_held_to_the_matrix_in_float64(
     matrix = scale * with_values(values, (600, 750), 0)
     found = leading(matrix, 12)
     left, exact, right = torch.linalg.svd(matrix, full_matrices=False)
-    assert products == ([True] if scale == 1 else [True, False])
+    assert products == [torch.float32, torch.float64][: 1 if scale == 1 else 2]
     np.testing.assert_allclose(found.values, exact[:12], rtol=1e-10)
     for one, other in ((found.left, left[:, :12]), (found.right, right[:12].T)):
         angle = principal_angles_deg(one, other).max()

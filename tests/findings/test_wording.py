@@ -6,9 +6,8 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from pytest_subnet.findings.recovery_counts import Recovered
-from pytest_subnet.findings.result import Movement
-from pytest_subnet.findings.wording import (
+from pytest_subnet.findings.common.result import Movement
+from pytest_subnet.findings.common.wording import (
     bound_above,
     bound_below,
     limit_above,
@@ -16,6 +15,7 @@ from pytest_subnet.findings.wording import (
     share_against,
     worst,
 )
+from pytest_subnet.findings.recovery.counts import Recovered
 
 law = settings(deadline=None, derandomize=True, database=None)
 shares = st.floats(0, 1)

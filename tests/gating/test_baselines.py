@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pytest_subnet.errors import SubnetError
-from pytest_subnet.findings.fingerprints import Fingerprints
+from pytest_subnet.findings.common.fingerprints import Fingerprints
 from pytest_subnet.gating.baseline_texts import Change
 from pytest_subnet.gating.baselines import Baseline, _is_beyond
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-import pytest_subnet.findings.dynamics  # noqa: F401 - what a run in this process imports it forgets
+import pytest_subnet.findings.dynamics.finding  # noqa: F401 - what a run in this process imports it forgets
 from pytest_subnet.scan import following
 
 

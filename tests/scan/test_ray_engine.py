@@ -26,9 +26,9 @@ from pytest_subnet import (
     update_rank,
     update_sparsity,
 )
-from pytest_subnet.findings.displacement import displacement_rank
-from pytest_subnet.findings.rotation import singular_rotation
-from pytest_subnet.findings.spectrum import singular_shift
+from pytest_subnet.findings.displacement.finding import displacement_rank
+from pytest_subnet.findings.rotation.finding import singular_rotation
+from pytest_subnet.findings.spectrum.finding import singular_shift
 from pytest_subnet.scan import PAPER, gathering, ray_cluster, ray_engine, units
 from pytest_subnet.scan.engines import ThreadEngine
 from pytest_subnet.scan.gathering import scan

@@ -3,7 +3,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from pytest_subnet.findings.displacement import assert_displacement_rank, displacement_rank
+from pytest_subnet.findings.displacement.finding import assert_displacement_rank, displacement_rank
 from pytest_subnet.training.structured import ToeplitzLikeLinear, fit_displacement
 
 

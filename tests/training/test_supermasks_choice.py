@@ -114,6 +114,8 @@ def test_choosing_changes_nothing():
     with torch.no_grad():
         first = masks.choose(inputs)
     assert masks.choose(inputs) == first == masks.choose(inputs)
+    with torch.inference_mode():
+        assert masks.choose(inputs) == masks.choose(inputs.clone()) == first
     assert [each.training for each in masks.model.modules()] == modes
     assert all(torch.equal(before[name], each) for name, each in masks.model.state_dict().items())
     assert all(each.grad is None for each in masks.model.parameters())

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pytest_subnet import CheckpointError, Supermasks, UpdateMask
+from pytest_subnet import CheckpointError, Supermasks, UpdateMask, open_checkpoint
 
 
 def network(seed=0, widths=(6, 10, 3)):
@@ -79,6 +79,20 @@ def test_without_scores(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("kind", ["mask", "scores"])
+def test_files_of_two_tasks_exchanged(saved, kind):
+    """Each fits the model as well as the other: nothing but what it holds tells them apart."""
+    one, other = (Path("run") / f"{kind}-000{number}.safetensors" for number in (1, 2))
+    held = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(held)
+    with pytest.raises(CheckpointError) as caught:
+        Supermasks.load("run", network())
+    assert str(caught.value) == (
+        f"{one} is not the file that was saved; save them again, or copy the directory again"
+    )
+
+
 def test_other_weights_are_refused(saved):
     """Masks on other weights are another network."""
     with pytest.raises(CheckpointError) as caught:
@@ -140,6 +154,11 @@ def test_damaged_files(saved, tmp_path):
     scores = load_file("run/scores-0001.safetensors")
     scores["0.weight"] = scores["0.weight"].T.contiguous()
     save_file(scores, "run/scores-0001.safetensors")
+    with pytest.raises(CheckpointError, match="0001.safetensors is not the file that was saved"):
+        Supermasks.load("run", network())
+    files = json.loads(Path("run/supermasks.json").read_text())["files"]
+    damaged = open_checkpoint("run/scores-0001.safetensors").fingerprint()
+    change(files=files | {"scores-0001.safetensors": damaged})
     with pytest.raises(CheckpointError) as caught:
         Supermasks.load("run", network())
     assert str(caught.value) == (

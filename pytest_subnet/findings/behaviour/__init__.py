@@ -1,0 +1,1 @@
+"""How differently two models predict the next token, whatever became of their weights."""

@@ -1,0 +1,1 @@
+"""What findings share: bounds, chance, fingerprints, results, words."""

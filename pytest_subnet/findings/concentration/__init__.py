@@ -1,0 +1,1 @@
+"""In which part of a model a mask lies."""

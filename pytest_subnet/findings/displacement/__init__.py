@@ -1,0 +1,1 @@
+"""How structured a matrix is: the rank of its displacement (Sindhwani, Sainath and Kumar 2015)."""

@@ -1,0 +1,1 @@
+"""Whether a release changed what lies beside its weights: configs, tokenizer, chat template."""

@@ -1,0 +1,1 @@
+"""Whether two updates moved the same entries (arXiv 2505.11711, Table 4)."""

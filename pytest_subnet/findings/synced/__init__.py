@@ -1,0 +1,1 @@
+"""Whether the model that trains and the one that generates have the same weights."""
