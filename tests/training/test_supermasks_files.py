@@ -154,7 +154,7 @@ def test_damaged_files(saved, tmp_path):
     scores = load_file("run/scores-0001.safetensors")
     scores["0.weight"] = scores["0.weight"].T.contiguous()
     save_file(scores, "run/scores-0001.safetensors")
-    with pytest.raises(CheckpointError, match="0001.safetensors is not the file that was saved"):
+    with pytest.raises(CheckpointError, match=r"0001\.safetensors is not the file that was saved"):
         Supermasks.load("run", network())
     files = json.loads(Path("run/supermasks.json").read_text())["files"]
     damaged = open_checkpoint("run/scores-0001.safetensors").fingerprint()

@@ -219,9 +219,9 @@ def gram_of(matrix: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Ten
     result = torch.zeros(rows, rows, dtype=dtype).numpy().T  # Fortran's order
     space = torch.empty_like(matrix[:, :COLUMNS], dtype=dtype)
     for start in range(0, columns, COLUMNS):
-        block = space[:, : columns - start].copy_(matrix[:, start : start + COLUMNS]).numpy()
-        across = int(block.flags.c_contiguous)
-        part = block.T if across else block
+        part = space[:, : columns - start].copy_(matrix[:, start : start + COLUMNS]).numpy()
+        across = int(part.flags.c_contiguous)
+        part = part.T if across else part
         result = multiply(1.0, part, beta=1.0, c=result, trans=across, lower=1, overwrite_c=1)
     return torch.from_numpy(result)
 
