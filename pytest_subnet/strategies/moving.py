@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 
-from pytest_subnet.strategies.words import places
+from pytest_subnet.strategies.words import first_place
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,23 +26,35 @@ _SHARE = 0.1
 
 
 class Run(NamedTuple):
-    """Entries that move whatever else does, so that an update can shrink to one of them.
+    """Entries of a tensor that move whatever else does, so that an update can shrink to them.
+
+    They lie along its diagonal: a run of two is the least update of two directions.
 
     Attributes:
-        start: where the first one is, as `places` has it.
+        start: where the first one is, as `first_place` has it.
         words: what they become, one after the other.
     """
 
     start: int
     words: Sequence[int]
 
-    def move(self, choice: WordChoice, base: Words, tuned: Words) -> None:
+    def move(
+        self, choice: WordChoice, base: Words, tuned: Words, shape: tuple[int, ...]
+    ) -> None:
         """Give these entries of `tuned` other bits than in `base`, in place."""
         zero, one = choice.simple[:2]
         words = np.array(self.words[: base.size], base.dtype)
-        at = places(self.start, words.size, base.size)
+        at = _along_diagonal(self.start, words.size, base.size, shape[-1] if shape else 1)
         other = np.where(base[at] == one, zero, one).astype(base.dtype)
         tuned[at] = np.where(words == base[at], other, words)
+
+
+def _along_diagonal(start: int, count: int, size: int, columns: int) -> NDArray[np.intp]:
+    """Up to `count` places of `size` in rows of so many columns: diagonal by diagonal, wrapped."""
+    rows = size // max(columns, 1)
+    order = (first_place(start, size) + np.arange(min(count, size))) % max(size, 1)
+    row = order % max(rows, 1)
+    return row * columns + (row + order // max(rows, 1)) % max(columns, 1)
 
 
 def scattered(base: Words, seed: int, known: Sequence[int]) -> Words:

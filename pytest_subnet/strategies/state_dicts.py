@@ -21,10 +21,10 @@ _FAMILIES = st.sampled_from(list(FAMILIES))
 _SIDES = st.integers(1, 8)
 _LAYERS = st.integers(0, 2)
 _EXPERTS = st.integers(1, 3)
-# One draw for all that may be left out, and for the head: a byte each, 0 where there is nothing.
+# One draw for all that may be left out, and for the head: a byte each, of which one in so many is
+# none, so that most models are whole, any part can be left out, and 1 is the least that is there.
 _PRESENCE = st.binary(min_size=MOST_PARTS + 1, max_size=MOST_PARTS + 1)
-_PRESENT = 16  # of 256: most models are whole, and any part can be left out
-_TIED = 136
+_ABSENT = 16
 
 
 @st.composite
@@ -39,10 +39,11 @@ def shapes_by_name(draw: st.DrawFn) -> tuple[dict[str, tuple[int, ...]], str, st
         experts=draw(_EXPERTS),
     )
     head, *parts = draw(_PRESENCE)
-    shapes = shapes_of(family, sizes, [byte >= _PRESENT for byte in parts])
-    if _PRESENT <= head < _TIED:
+    shapes = shapes_of(family, sizes, [bool(byte % _ABSENT) for byte in parts])
+    is_tied = head % 2 == 0
+    if head % _ABSENT and not is_tied:
         shapes[family.head] = shapes[family.embedding]
-    return shapes, *((family.head, family.embedding) if head >= _TIED else ("", ""))
+    return shapes, *((family.head, family.embedding) if head % _ABSENT and is_tied else ("", ""))
 
 
 _SHAPES = shapes_by_name()

@@ -105,8 +105,8 @@ def updates(  # noqa: D417 - nobody passes `draw`
     words = spread(choice, choice.words(draw(choice.some)), math.prod(shape), draw(SEEDS))
     seed, start = draw(SEEDS), draw(STARTS)
     moved = choice.words(draw(choice.one_or_more))
-    if kind == "low-rank":
-        return _low_rank(choice, words, shape, seed, 1 + start % min(*shape, MOST_RANK))
+    if kind == "low-rank":  # of as many directions as the run of a sparse one has
+        return _low_rank(choice, words, shape, seed, min(len(moved), *shape, MOST_RANK))
     if kind == "rounded":
         base = choice.storage.tensor(words, shape)
         stored, swallowed = rounded(base, choice.storage, seed)
@@ -115,7 +115,7 @@ def updates(  # noqa: D417 - nobody passes `draw`
         tuned = everywhere(words, choice.storage, seed)
     else:
         tuned = scattered(words, seed, [*choice.simple, *moved])
-        Run(start, moved).move(choice, words, tuned)
+        Run(start, moved).move(choice, words, tuned, shape)
     return _known(choice, words, tuned, shape, kind)
 
 

@@ -33,7 +33,7 @@ SEEDS = st.integers(0, 2**8 - 1)
 """How words are spread; 0 lays them one after the other. Few, as each costs examples to shrink."""
 
 STARTS = st.integers(0, 2**10 - 1)
-"""Where the first word is laid, as `places` has it."""
+"""Where the first word is laid, as `first_place` has it."""
 
 _MANTISSA = {
     "bfloat16": 7,
@@ -201,7 +201,7 @@ def spread(
         drawn: the words.
         size: how many entries.
         seed: 0 lays them one after the other and fills up; any other draws for every entry.
-        start: where the first of them is laid, as `places` has it.
+        start: where the first of them is laid, as `first_place` has it.
         noise: whether the low half of the mantissa is drawn too, where there is such a seed, so
             that a large tensor has more values than were drawn.
     """
@@ -209,7 +209,8 @@ def spread(
     fill = choice.simple[0]
     if not seed:
         words = np.full(size, fill, storage.unsigned)
-        words[places(start, len(drawn), size)] = np.array(drawn[:size], storage.unsigned)
+        at = (first_place(start, size) + np.arange(min(len(drawn), size))) % max(size, 1)
+        words[at] = np.array(drawn[:size], storage.unsigned)
         return words
     random = default_rng(seed)
     known = np.array([fill, *drawn], storage.unsigned)
@@ -224,11 +225,9 @@ def spread(
     return words
 
 
-def places(start: int, count: int, size: int) -> NDArray[np.intp]:
-    """Up to `count` places of `size`, one after the other, round and round.
+def first_place(start: int, size: int) -> int:
+    """A place of `size`, the same share of the way whatever the size.
 
-    `start` is one of `STARTS`, the same share of the way whatever the size: so a tensor that
-    shrinks keeps its entries about where they were.
+    So what shrinks keeps its entries about where they were. `start` is one of `STARTS`.
     """
-    first = start * size >> 10
-    return (first + np.arange(min(count, size))) % max(size, 1)
+    return start * size >> 10

@@ -14,6 +14,8 @@ from pytest_subnet.findings.matrices.spectra import (
     Spectrum,
     effective_rank,
     frobenius_norm,
+    gram_of,
+    is_finite,
     without_zeros,
 )
 
@@ -168,3 +170,42 @@ def test_the_rank_is_that_of_torch_in_float64(rows, columns, rank, seed, through
     finally:
         spectra.SMALL = before
     assert found == int(torch.linalg.matrix_rank(matrix, rtol=1e-5))
+
+
+LAYOUTS = [
+    lambda matrix: matrix,
+    lambda matrix: matrix.T.contiguous().T,
+    lambda matrix: torch.stack([matrix, matrix], dim=2)[:, :, 1],  # not dense
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 7), (40, 4099), (90, 30)])
+def test_gram_matrices_are_products(shape, dtype, layout):
+    """Of any layout, in blocks of columns and in the last, shorter one."""
+    matrix = layout(random(shape).to(dtype))
+    expected = (matrix.double() @ matrix.double().T).tril()
+    found = gram_of(matrix)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-9)
+    single = gram_of(matrix, torch.float32)
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), expected, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_one_entry_that_is_not_finite_is_found(dtype, layout):
+    """Wherever it is, also beside an infinity, and with the largest number there is."""
+    matrix = random((17, 33)).to(dtype)
+    matrix[3, 4] = torch.finfo(dtype).max
+    assert is_finite(layout(matrix))
+    assert is_finite(matrix[:, :0])
+    for place in [(0, 0), (16, 32), (8, 20)]:
+        for value in (math.nan, math.inf, -math.inf):
+            wrong = matrix.clone()
+            wrong[place] = value
+            assert not is_finite(layout(wrong))
+            wrong[16, 0] = math.inf
+            assert not is_finite(layout(wrong))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pytest_subnet.findings.matrices import block_krylov, subspaces
 from pytest_subnet.findings.matrices.spectra import gram_of
 from pytest_subnet.findings.matrices.subspaces import (
+    both_ways,
     leading,
     principal_angles_deg,
     vector_angles_deg,
@@ -113,6 +114,25 @@ def test_products_in_float32_are_held_to_the_matrix_in_float64(
     for one, other in ((found.left, left[:, :12]), (found.right, right[:12].T)):
         angle = principal_angles_deg(one, other).max()
         assert float(angle) <= math.degrees(found.error) < 0.002
+
+
+@pytest.mark.parametrize("shape", [(30, 70), (70, 30), (1, 5), (5, 1)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("entries", [1, 250, 1 << 23])
+def test_both_ways_through_a_matrix(
+    shape: tuple[int, int], dtype: torch.dtype, entries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In blocks of a column, of a few with a shorter last one, and at once; of either layout."""
+    monkeypatch.setattr(subspaces, "_ENTRIES", entries)
+    matrix = random(shape, 0).to(dtype)
+    short, long = random((shape[0], 3), 1), random((shape[1], 2), 2)
+    for stored in (matrix, matrix.T.contiguous().T):
+        across, down = both_ways(stored, short, long)
+        torch.testing.assert_close(across, matrix.double() @ long)
+        torch.testing.assert_close(down, matrix.double().T @ short)
+        image, again = both_ways(stored, short)
+        torch.testing.assert_close(image, matrix.double() @ (matrix.double().T @ short))
+        assert torch.equal(again, down)
 
 
 @pytest.mark.parametrize(
