@@ -4,6 +4,8 @@ Every number that `spectra.py` prints of a run it prints of such a twin too. Wha
 common was made by the size of the update and by bfloat16, not by the training.
 """
 
+from fnmatch import fnmatch
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,7 @@ def noise_like(pair: ModelPair, *, seed: int) -> ModelPair:
     for name in pair.base.names():
         base, tuned = pair.base.read(name), pair.tuned.read(name)
         twin[name] = base
-        if name.endswith("_proj.weight") and not torch.equal(base, tuned):
+        if fnmatch(name, MATRICES):
             noise = torch.randn(base.shape, generator=generator)
             twin[name] = _rounded(base, noise, energy=_energy(base, tuned))
     return open_pair(pair.base, twin)
@@ -32,7 +34,7 @@ def noise_like(pair: ModelPair, *, seed: int) -> ModelPair:
 def _rounded(base: Tensor, noise: Tensor, *, energy: float) -> Tensor:
     """Add as much of `noise` as it takes, by bisection: the more of it, the more is left."""
     low, high = 0.0, float(base.float().abs().max())
-    for _ in range(40):
+    for _ in range(25):
         middle = (low + high) / 2
         if _energy(base, _add(base, noise, middle)) < energy:
             low = middle

@@ -1,6 +1,6 @@
 """What if the directions had stayed: losses with the leading ones of the base restored."""
 
-import re
+import sys
 import sysconfig
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -14,12 +14,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pytest_subnet import restore_singular_vectors
 
-MATRICES = "*_proj.weight"
+sys.path.append(str(Path(__file__).parent))
+
+from noise import MATRICES
+
 CONTEXT, WINDOWS = 128, 64
 
 
-def restored_table(demo: Path, runs: tuple[str, ...], *, k: int) -> str:
-    """Return losses of base and runs, and of each run restored in two ways.
+def restored_table(demo: Path, *, k: int) -> str:
+    """Return losses of base and runs, and of the SFT run restored in two ways.
 
     Once with the `k` leading singular directions of the base in place of its own, once moved as far
     in a straight line towards the base, whatever the directions: the control.
@@ -28,20 +31,18 @@ def restored_table(demo: Path, runs: tuple[str, ...], *, k: int) -> str:
     windows = {
         name: _windows(base, text) for name, text in (("code", _code()), ("prose", _prose()))
     }
-    rows = [{"model": "base", **_losses(base, windows)}]
-    for name in runs:
-        rows.append({"model": name, **_losses(demo / name, windows)})
-        with TemporaryDirectory() as scratch:
-            written = Path(scratch, "restored")
-            result = restore_singular_vectors(
-                base, demo / name, output=written, k_top=k, include=MATRICES
-            )
-            back = {each.name: each.to_tuned for each in result.per_tensor}
-            line = _straight(base, demo / name, back, Path(scratch, "straight"))
-            rows += [
-                {"model": f"{name}, {k} directions restored", **_losses(written, windows)},
-                {"model": f"{name}, as far in a straight line", **_losses(line, windows)},
-            ]
+    models = {name: demo / name for name in ("base", "dpo", "grpo", "sft")}
+    with TemporaryDirectory() as scratch:
+        written = Path(scratch, "restored")
+        result = restore_singular_vectors(
+            base, demo / "sft", output=written, k_top=k, include=MATRICES
+        )
+        back = {each.name: each.to_tuned for each in result.per_tensor}
+        models[f"sft, {k} directions restored"] = written
+        models["sft, as far in a straight line"] = _straight(
+            base, demo / "sft", back, Path(scratch, "straight")
+        )
+        rows = [{"model": name, **_losses(folder, windows)} for name, folder in models.items()]
     return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
 
 

@@ -2,8 +2,8 @@
 
     python examples/release/spectra.py .demo
 
-prints the tables and writes them to `.demo/spectra.md`. It takes about a minute on two cores, and
-wants what `tune.py` builds.
+prints the tables and writes them to `.demo/spectra.md`. It wants what `tune.py` builds, and takes
+one to two minutes on two cores.
 """
 
 import argparse
@@ -12,8 +12,8 @@ import sys
 from collections.abc import Iterable
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
+import transformers
 from tabulate import tabulate
 
 from pytest_subnet import (
@@ -25,6 +25,7 @@ from pytest_subnet import (
     singular_shift,
     task_vector_cosine,
     update_geometry,
+    update_mask,
     update_movement,
     update_rank,
 )
@@ -54,6 +55,8 @@ def report(demo: Path) -> str:
             _table(_values(name, pair) for name, pair in both.items()),
             "## Directions",
             _table(_directions(name, pair) for name, pair in both.items()),
+            "## Energy",
+            _table(_energies(name, pair) for name, pair in both.items()),
             "## Where it lies",
             _table(_geometry(name, pair) for name, pair in both.items()),
             "## Structure",
@@ -62,7 +65,7 @@ def report(demo: Path) -> str:
             _table(_between(runs, "") + _between(twins, ", noise")),
             _table([_consensus("the three runs", runs), _consensus("their noise", twins)]),
             "## With directions restored",
-            restored_table(demo, RUNS, k=K),
+            restored_table(demo, k=K),
             "",
         ]
     )
@@ -77,7 +80,7 @@ def _values(name: str, pair: ModelPair) -> dict[str, str]:
         "run": name,
         "update / weights": f"{100 * _mean(each.relative_change for each in moved):.3g} %",
         "shift": _short(shifts.mean_shift),
-        "formula for noise": _short(_mean(by_noise)),
+        "null": _short(_mean(by_noise)),
         "largest": _short(shifts.shift),
         "of the top value": _short(_largest(pair, "top")),
         "of each value": _short(_largest(pair, "each")),
@@ -93,8 +96,6 @@ def _directions(name: str, pair: ModelPair) -> dict[str, str]:
     dense = singular_rotation(pair, k=K, null="gaussian", include=MATRICES)
     sparse = singular_rotation(pair, k=K, null="support", include=MATRICES)
     clear = sum(each.z is not None and each.z >= CLEAR for each in dense.per_tensor)
-    along, along_null = _energy(dense, "value_energy")
-    between, between_null = _energy(dense, "turn_energy")
     return {
         "run": name,
         "angle": f"{dense.mean_deg:.3g}°",
@@ -104,26 +105,22 @@ def _directions(name: str, pair: ModelPair) -> dict[str, str]:
         "support null": f"{sparse.null_deg:.3g}°",
         "excess ": f"{sparse.excess:.2f}",
         f"z ≥ {CLEAR}": f"{clear} of {len(dense.per_tensor)}",
-        "energy on values": f"{100 * along:.3f} %",
-        "of noise": f"{100 * along_null:.3f} %",
-        "on turns": f"{100 * between:.2f} %",
-        "of noise ": f"{100 * between_null:.2f} %",
-        "turns' share": f"{100 * between / (along + between):.1f} %",
     }
 
 
-def _energy(rotations: Any, share: str) -> tuple[float, float]:
-    """Return a share of the whole update's energy, and what noise would have there."""
-    energies = [each.change_norm**2 for each in rotations.per_tensor]
-    found, null = (
-        sum(
-            energy * getattr(each, field)
-            for energy, each in zip(energies, rotations.per_tensor, strict=True)
-        )
-        / sum(energies)
-        for field in (share, f"{share}_null")
-    )
-    return found, null
+def _energies(name: str, pair: ModelPair) -> dict[str, str]:
+    """What the update spends on the leading directions: along each, and from one to another."""
+    found = singular_rotation(pair, k=K, null=None, include=MATRICES)
+    values, turns = found.value_energy, found.turn_energy
+    return {
+        "run": name,
+        "moves values": f"{100 * values:.3f} %",
+        "null": f"{100 * found.value_energy_null:.3f} %",
+        "turns": f"{100 * turns:.2f} %",
+        "null ": f"{100 * found.turn_energy_null:.2f} %",
+        "turns' share of both": f"{100 * turns / (values + turns):.1f} %",
+        " null": f"{100 * (K - 1) / K:.1f} %",
+    }
 
 
 def _geometry(name: str, pair: ModelPair) -> dict[str, str]:
@@ -174,8 +171,9 @@ def _between(runs: dict[str, ModelPair], what: str) -> list[dict[str, str]]:
 
 
 def _consensus(name: str, runs: dict[str, ModelPair]) -> dict[str, str]:
+    masks = [update_mask(pair, include=MATRICES) for pair in runs.values()]
     by_exponent, by_matrix = (
-        consensus_jaccard(runs.values(), null=null) for null in ("exponent", "matrix")
+        consensus_jaccard(masks, null=null) for null in ("exponent", "matrix")
     )
     return {
         "masks of": name,
@@ -207,6 +205,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("demo", type=Path, help="folder that holds base/, sft/, dpo/ and grpo/")
     demo = parser.parse_args().demo
+    transformers.logging.disable_progress_bar()
     text = report(demo)
     (demo / "spectra.md").write_text(text, encoding="utf-8")
     print(text)

@@ -62,7 +62,18 @@ def test_dense_matrices_have_no_structure() -> None:
     assert str(failure.value).splitlines()[0] == (
         f"displacement rank {row.rank} is above the allowed 4: matrix"
     )
-    assert f"to accept  max_rank={row.rank}" in str(failure.value)
+    assert "to accept" not in str(failure.value)  # 200 could not fail, and would be an error
+    with pytest.raises(ValueError, match="max_rank=200 could not fail"):
+        assert_displacement_rank(dense(300, 200).bfloat16(), max_rank=200)
+
+
+def test_a_bound_that_is_named_holds() -> None:
+    """The sum of two matrices that have ranks 2 and 4."""
+    matrix = toeplitz(60, 50, torch.float64) + dense(60, 2).double() @ dense(2, 50).double()
+    with pytest.raises(AssertionError) as failure:
+        assert_displacement_rank(matrix, max_rank=4)
+    assert str(failure.value).splitlines()[-1] == "  to accept  max_rank=6"
+    assert_displacement_rank(matrix, max_rank=6)
 
 
 def test_whether_the_displacement_determines_the_matrix() -> None:
@@ -109,8 +120,21 @@ def test_one_gate_over_a_pair() -> None:
     assert displacement_rank(pair, of="base", include="*structured*").rank == 2
     update = displacement_rank(pair, of="update", include="*structured*")
     assert (update.of, update.rank) == ("update", 2)
-    with pytest.raises(AssertionError, match=r"^displacement rank \d+ is above the allowed 4"):
+    with pytest.raises(AssertionError) as failure:
         assert_displacement_rank(pair, max_rank=4)
+    assert str(failure.value) == (
+        "displacement rank 48 is above the allowed 4: layers.0.mlp.up_proj.weight\n"
+        "  pair       dict of tensors -> dict of tensors   (toeplitz, sylvester, of tuned, bf16, "
+        "2/2 matrices)\n"
+        f"  tolerance  {displacement_rank(pair).per_tensor[1].tolerance:.3g}: what rounding to its "
+        "dtype produces by itself\n"
+        "  worst      layers.0.mlp.up_proj.weight  rank 48 of 48  (bf16[64,48])\n"
+        "  chance     a matrix without structure has rank min(m, n), and so has rounding\n"
+        "  usually    a layer that trained without its structure, or another operator than its "
+        "own\n"
+        "  to mend    include= or kinds=, to name the matrices that are meant to be structured"
+    )
+    assert repr(update).startswith("DisplacementRanks(rank=2 at most, of the update, 1 matrix")
     with pytest.raises(SelectionError, match="none of 1 selected tensor is a weight of two"):
         displacement_rank(pair, include="*norm*")
 
@@ -120,6 +144,27 @@ def test_an_update_of_nothing_has_no_rank() -> None:
     pair = open_pair(weights, {"layers.0.structured.weight": toeplitz(64, 48).clone()})
     with pytest.raises(SelectionError, match="holds zeros alone"):
         displacement_rank(pair, of="update")
+
+
+def test_an_update_below_rounding_shows_no_structure() -> None:
+    """A step or none of bf16 in some entries: rank 0 is no proof of a structure."""
+    base = dense(64, 48).bfloat16()
+    tuned = base.clone()
+    tuned.view(torch.int16)[::3, ::3] += 1
+    pair = open_pair({"layers.0.structured.weight": base}, {"layers.0.structured.weight": tuned})
+    assert displacement_rank(pair, of="update").rank == 0
+    with pytest.raises(AssertionError) as failure:
+        assert_displacement_rank(pair, max_rank=4, of="update")
+    (row,) = displacement_rank(pair, of="update").per_tensor
+    assert str(failure.value) == (
+        "displacement rank 0 of every update: none is above what rounding produces by itself, and "
+        "whether it is structured cannot be seen\n"
+        "  pair       dict of tensors -> dict of tensors   (toeplitz, sylvester, of update, bf16, "
+        "1/1 matrix)\n"
+        f"  tolerance  {row.tolerance:.3g} at most: of layers.0.structured.weight\n"
+        "  usually    few steps, or a learning rate of reinforcement learning\n"
+        '  to mend    of="tuned", where the weights themselves are meant to be structured'
+    )
 
 
 def test_what_does_not_align_is_not_measured() -> None:

@@ -88,7 +88,7 @@ def test_what_a_failure_says(fails_with):
         chance     is taken by matrix and exponent of the base weight
         principal  lift: exponent 0.968, matrix 0.695, rowcol 0.731, pooled 0.695, rounding 0.971
         low        lift: exponent 1, matrix 1.99, rowcol 1.93, pooled 1.99, rounding 0.999
-        worst      layers.0.up_proj.weight  59.82%  lift 1  (bf16[64,64])
+        worst      layers.0.up_proj.weight  59.82%  lift 0.999  (bf16[64,64])
         usually    an update that rounding alone places: in 16 bits small weights flip under
                    any update, and few of them are principal
         to accept  null=None, which asserts the bare number
@@ -110,6 +110,37 @@ def test_what_a_failure_says(fails_with):
         to accept  max_principal_lift=0.7
         """):
         assert_off_principal(pair, max_principal_lift=0.5, rank=8, null=None)
+
+
+def test_what_a_failure_says_to_paste_holds():
+    """Of the bare number too, where the bound that failed is out of its reach as well."""
+    base = weights(64, 64)
+    pair = pair_of(base, stepped(base, 4e-5))
+    for bounds, accepted in (
+        ({"max_principal_lift": 0.5}, {"max_principal_lift": 0.7}),
+        ({"min_low_magnitude_lift": 3}, {"min_low_magnitude_lift": 1.97}),
+    ):
+        with pytest.raises(AssertionError) as failure:
+            assert_off_principal(pair, **bounds, rank=8)
+        (name, value), *_ = accepted.items()
+        assert str(failure.value).splitlines()[-1] == (
+            f"  to accept  {name}={value}, null=None, which asserts the bare number"
+        )
+        assert_off_principal(pair, **accepted, rank=8, null=None)
+
+
+def test_the_worst_are_those_beyond_the_bound():
+    """Not those with least of the update, which say nothing of a lift that is too high."""
+    base = weights(64, 64)
+    none, many = base.clone(), base.clone()
+    principal = flags(principal_bits(base, 0.3, 8), base.shape)
+    none[~principal] = stepped(base, 1e-4)[~principal]
+    many[principal] = stepped(base, 1e-2)[principal]
+    pair = open_pair({"a": base, "b": base}, {"a": none, "b": many})
+    with pytest.raises(AssertionError) as failure:
+        assert_off_principal(pair, max_principal_lift=0.5, rank=8, null=None)
+    worst = next(line for line in str(failure.value).splitlines() if "worst" in line)
+    assert worst.split()[1] == "b"
 
 
 def test_an_update_off_the_principal_entries_is_found(base):

@@ -1,4 +1,5 @@
 import math
+import re
 
 import numpy as np
 import pytest
@@ -136,20 +137,14 @@ def test_noise_does_not_pass_against_its_null(null: str) -> None:
         with pytest.raises(AssertionError):
             assert_singular_vector_rotation(pair, k=32, null=null, **bound)
     # However low the bound: it must be told from chance.
-    with pytest.raises(AssertionError, match=r"above the null|beyond the null"):
+    with pytest.raises(AssertionError, match=r"^rotation is no evidence: z|beyond the null"):
         assert_singular_vector_rotation(pair, k=32, null=null, min_angle_deg=0)
     assert_singular_vector_rotation(pair, k=32, min_angle_deg=0.05, null=None)
 
 
 def test_a_turn_of_its_own_passes() -> None:
     """Of both sides alike, between neighbours: noise of that norm spends it on everything."""
-    base = line()
-    left, values, right = torch.linalg.svd(base, full_matrices=False)
-    turn = torch.eye(120).double()
-    angle = math.radians(80)
-    turn[K - 1, K - 1] = turn[K, K] = math.cos(angle)
-    turn[K, K - 1], turn[K - 1, K] = math.sin(angle), -math.sin(angle)
-    tuned = left @ turn @ torch.diag(values) @ turn.T @ right
+    base, tuned = line(), of_its_own(80)
     result = assert_singular_vector_rotation(
         pair_of(base, tuned), k=K, min_excess=5, min_angle_deg=5
     )
@@ -182,9 +177,93 @@ def test_too_far() -> None:
         "  pair       dict of tensors -> dict of tensors   (f64, 1 matrix of 1, 24,000 entries)\n"
         "  angles     principal, mean over the 10 leading left directions\n"
         "  worst      layers.0.mlp.up_proj.weight  1.7°  (f64[200,120])\n"
+        "  usually    a learning rate too high, or singular values so close to each other that\n"
+        "             any update mixes their directions: see the gap in the table\n"
         "  to accept  max_angle_deg=1.8"
     )
     assert_singular_vector_rotation(pair, k=K, side="left", max_angle_deg=1.8)
+
+
+def of_its_own(degrees: float) -> torch.Tensor:
+    """The line, with both sides turned alike between its tenth and eleventh directions."""
+    left, values, right = torch.linalg.svd(line(), full_matrices=False)
+    turn = torch.eye(120).double()
+    angle = math.radians(degrees)
+    turn[K - 1, K - 1] = turn[K, K] = math.cos(angle)
+    turn[K, K - 1], turn[K - 1, K] = math.sin(angle), -math.sin(angle)
+    return left @ turn @ torch.diag(values) @ turn.T @ right
+
+
+def last_lines(keywords: dict, tuned: torch.Tensor, count: int = 1) -> list[str]:
+    with pytest.raises(AssertionError) as failure:
+        assert_singular_vector_rotation(pair_of(line(), tuned), k=K, **keywords)
+    return str(failure.value).splitlines()[-count:]
+
+
+@pytest.mark.parametrize(
+    ("name", "null"),
+    [("min_angle_deg", "gaussian"), ("min_excess", "gaussian"), ("min_angle_deg", None)],
+)
+def test_the_bound_that_is_named_holds(name: str, null: str | None) -> None:
+    (line_of,) = last_lines({name: 90, "null": null}, of_its_own(78.5))
+    named = re.fullmatch(rf"  to accept  {name}=([\d.]+)", line_of)
+    bound = float(named[1])
+    assert_singular_vector_rotation(
+        pair_of(line(), of_its_own(78.5)), k=K, null=null, **{name: bound}
+    )
+    with pytest.raises(AssertionError):
+        assert_singular_vector_rotation(
+            pair_of(line(), of_its_own(78.5)), k=K, null=null, **{name: 1.1 * bound}
+        )
+
+
+@pytest.mark.parametrize("asked", [{"min_angle_deg": 20}, {"min_excess": 20}, {"min_excess": 0.1}])
+def test_of_noise_the_bare_angle_is_named(asked: dict) -> None:
+    tuned = noisy(line(), 0.01)
+    assert last_lines(asked, tuned, 3) == [
+        "  usually    an update without a direction of its own: any that is small turns vectors",
+        "             and leaves values",
+        "  to accept  min_angle_deg=1.3, null=None: the bare angle",
+    ]
+    assert_singular_vector_rotation(pair_of(line(), tuned), k=K, min_angle_deg=1.3, null=None)
+
+
+def test_no_evidence() -> None:
+    pair = pair_of(line(), noisy(line(), 0.01), "layers.0.mlp.up_proj.weight")
+    row = singular_rotation(pair, k=K).per_tensor[0]
+    with pytest.raises(AssertionError) as failure:
+        assert_singular_vector_rotation(pair, k=K, min_excess=0.1)
+    numbers = f"null {row.null_deg:.3g}°  excess {row.excess:.3g}  z {row.z:.1f}"
+    assert str(failure.value) == (
+        f"rotation is no evidence: z {row.z:.3g} is below the 3 that is clear of chance: "
+        "layers.0.mlp.up_proj.weight\n"
+        "  pair       dict of tensors -> dict of tensors   (f64, 1 matrix of 1, 24,000 entries)\n"
+        "  angles     principal, mean over the 10 leading left and right directions\n"
+        "  null       gaussian: random updates of the same norm, everywhere, turn them by "
+        f"{row.null_deg:.3g}°\n"
+        f"  worst      layers.0.mlp.up_proj.weight  {row.mean_deg:.3g}°  {numbers}  "
+        "(f64[200,120])\n"
+        "  usually    an update without a direction of its own: any that is small turns vectors\n"
+        "             and leaves values\n"
+        "  to accept  min_angle_deg=1.3, null=None: the bare angle"
+    )
+
+
+def test_energies_of_all_are_weighted_by_theirs() -> None:
+    base = line()
+    pair = open_pair({"a": base, "b": base}, {"a": noisy(base, 0.01), "b": 1.5 * base})
+    result = singular_rotation(pair, k=K, null=None)
+    for share in ("value_energy", "turn_energy", "value_energy_null", "turn_energy_null"):
+        rows = [(each.change_norm**2, getattr(each, share)) for each in result.per_tensor]
+        expected = sum(size * part for size, part in rows) / sum(size for size, _ in rows)
+        assert getattr(result, share) == pytest.approx(expected)
+        assert result.to_dict()[share] == getattr(result, share)
+    assert result.value_energy > 0.1 > result.turn_energy  # next to all of it scales
+    line_of = next(text for text in result.table().splitlines() if "energy" in text)
+    assert line_of.endswith("turns them into each other (of noise 0.375%)")
+    still = singular_rotation(pair_of(base, base.clone()), k=K, null=None)
+    assert still.value_energy == 0
+    assert "energy" not in still.table()
 
 
 def test_what_did_not_move_did_not_turn() -> None:

@@ -129,6 +129,16 @@ def test_what_the_norms_prove_is_not_decomposed() -> None:
         assert row.method == "gram"
 
 
+@pytest.mark.parametrize("relative_to", ["spectrum", "top", "each"])
+@pytest.mark.parametrize("max_shift", [None, 0.5])
+def test_each_row_says_how_large_the_update_was(relative_to: str, max_shift: float | None) -> None:
+    """Whatever proved its shift; not of a matrix in a stack, whose norms are not counted."""
+    base = {"w": known([3, 2, 1], (6, 5)), "experts": torch.randn(2, 6, 5)}
+    tuned = {"w": base["w"] * 1.25, "experts": base["experts"] * 1.25}
+    rows = singular_shift(open_pair(base, tuned), relative_to=relative_to, max_shift=max_shift)
+    assert [each.relative_change for each in rows.per_tensor] == [pytest.approx(0.25), None, None]
+
+
 def test_tails_are_told_apart_by_each() -> None:
     base = known([10.0, 5.0, 0.01], (30, 20))
     tuned = known([10.0, 5.0, 0.02], (30, 20))
@@ -163,6 +173,18 @@ def test_a_shift_that_is_too_large() -> None:
         "  to accept  max_shift=0.5"
     )
     assert assert_singular_values_stable(pair, max_shift=0.5).shift == pytest.approx(0.5)
+
+
+def test_the_tail_is_named_where_each_value_is_asked_for() -> None:
+    pair = pair_of(known([10.0, 0.01], (30, 20)), known([10.0, 0.0205], (30, 20)))
+    with pytest.raises(AssertionError) as failure:
+        assert_singular_values_stable(pair, max_shift=0.1, relative_to="each")
+    assert str(failure.value).splitlines()[-3:] == [
+        "  usually    the smallest values, which noise moves by more than themselves;",
+        '             relative_to="spectrum" asks how far all of them moved',
+        "  to accept  max_shift=1.1",
+    ]
+    assert_singular_values_stable(pair, max_shift=0.1)
 
 
 def test_nothing_moved_proves_nothing() -> None:

@@ -13,7 +13,7 @@ from pytest_subnet.findings.common.fingerprints import of_pair
 from pytest_subnet.findings.common.result import Message, reworded
 from pytest_subnet.findings.displacement.operators import resolve_operator
 from pytest_subnet.findings.displacement.result import DisplacementRank, DisplacementRanks
-from pytest_subnet.findings.displacement.texts import too_high
+from pytest_subnet.findings.displacement.texts import nothing_to_see, too_high
 from pytest_subnet.findings.matrices.low_rank import count_above
 from pytest_subnet.findings.matrices.updates import read_side, read_update
 from pytest_subnet.findings.matrices.work import choose_matrices, measure_matrices
@@ -353,7 +353,8 @@ def assert_displacement_rank(
         What `displacement_rank` measured.
 
     Raises:
-        AssertionError: the displacement of a matrix has a higher rank.
+        AssertionError: the displacement of a matrix has a higher rank; or, of an update, none has
+            any, because nothing moved further than rounding.
         ValueError: `max_rank` below 1, or so high that a matrix could not fail; or as in
             `displacement_rank`.
         TypeError: `max_rank` is no integer; or as in `displacement_rank`.
@@ -384,4 +385,6 @@ def assert_displacement_rank(
         )
     if result.rank > max_rank:
         raise AssertionError(reworded(too_high(result, max_rank), message))
+    if result.of == "update" and not result.rank:
+        raise AssertionError(reworded(nothing_to_see(result), message))
     return result

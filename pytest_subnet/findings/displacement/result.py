@@ -120,6 +120,7 @@ class DisplacementRanks(OfMatrices):
                 "rank": f"{each.rank:,} of {each.max_rank:,}",
                 "compression": "" if each.compression is None else f"{each.compression:.3g}",
                 "tolerance": f"{each.tolerance:.3g}",
+                "nullity": f"{each.nullity:,}",
                 "by": each.method,
             }
             for each in self.per_tensor
@@ -127,7 +128,7 @@ class DisplacementRanks(OfMatrices):
 
     def table(self) -> str:
         """The rows as text, under a line that says what was measured."""
-        numbers = ["layer", "shape", "rank", "compression", "tolerance"]
+        numbers = ["layer", "shape", "rank", "compression", "tolerance", "nullity"]
         return f"{facts(repr(self), self.coverage())}\n\n{table(self.rows(), right=numbers)}"
 
     def to_dict(self) -> dict[str, object]:
@@ -150,7 +151,8 @@ class DisplacementRanks(OfMatrices):
 
     def __repr__(self) -> str:
         """One line that reads well in a failed `assert`."""
+        of = f", of the {self.of}" if self.of in ("base", "update") else ""
         return (
-            f"DisplacementRanks(rank={self.rank} at most, "
+            f"DisplacementRanks(rank={self.rank} at most{of}, "
             f"{plural(len(self.per_tensor), 'matrix')}, {self.operator}, {self.dtype})"
         )

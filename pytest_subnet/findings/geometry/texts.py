@@ -47,15 +47,16 @@ def too_principal(result: UpdateGeometry, bound: float) -> str:
     lift = result.principal_lift or 0.0
     value, allowed = number_against(lift, bound)
     accept = limit_above(lift)
-    if result.null and (accept is None or float(accept) >= 1):
+    by_luck = result.null and principal_by_luck(result) is not None
+    if by_luck or (result.null and (accept is None or float(accept) >= 1)):
         accept = None
     return facts(
         f"principal lift {value} is above the allowed {allowed}{_null(result)}",
         [
             *_measured(result),
-            *_worst(result, lambda each: each.principal, largest=True),
+            *_worst(result, lambda each: each.principal, bound, largest=True),
             *_usually(result),
-            *_to_accept(result, "max_principal_lift", accept),
+            *_to_accept(accept and f"max_principal_lift={accept}", _bare_principal(result, bound)),
         ],
     )
 
@@ -65,15 +66,16 @@ def too_little_low(result: UpdateGeometry, bound: float) -> str:
     lift = result.low_magnitude_lift or 0.0
     value, required = number_against(lift, bound)
     accept = f"{lift * 0.99:.2f}"
-    if result.null and float(accept) <= 1:
+    by_luck = result.null and low_by_luck(result) is not None
+    if by_luck or (result.null and float(accept) <= 1):
         accept = ""
     return facts(
         f"low-magnitude lift {value} is below the required {required}{_null(result)}",
         [
             *_measured(result),
-            *_worst(result, lambda each: each.low_magnitude, largest=False),
+            *_worst(result, lambda each: each.low_magnitude, bound, largest=False),
             *_usually(result),
-            *_to_accept(result, "min_low_magnitude_lift", accept or None),
+            *_to_accept(accept and f"min_low_magnitude_lift={accept}", _bare_low(result, bound)),
         ],
     )
 
@@ -98,6 +100,7 @@ def low_by_luck(result: UpdateGeometry) -> str | None:
 
 def _by_luck(result: UpdateGeometry, what: str, why: str) -> str:
     lift = result.principal_lift if what == "principal" else result.low_magnitude_lift
+    bare = (result.principal if what == "principal" else result.low_magnitude).bare_lift or 0.0
     return facts(
         f"{what} lift {lift or 0.0:.3g} is no evidence: {why} that is clear of "
         f"chance{_null(result)}",
@@ -105,7 +108,7 @@ def _by_luck(result: UpdateGeometry, what: str, why: str) -> str:
             *_measured(result),
             ("usually", "few updated entries, or an update that is larger in some rows or"),
             ("", "columns, which one step size does not describe"),
-            ("to accept", "null=None, which asserts the bare number"),
+            *_to_accept(None, f"null=None, which asserts the bare lift, {bare:.3g}"),
         ],
     )
 
@@ -149,21 +152,37 @@ def _lifts(share: MaskShare) -> str:
 
 
 def _worst(
-    result: UpdateGeometry, share_of: Callable[[TensorGeometry], MaskShare], *, largest: bool
+    result: UpdateGeometry,
+    share_of: Callable[[TensorGeometry], MaskShare],
+    bound: float,
+    *,
+    largest: bool,
 ) -> list[tuple[str, str]]:
-    """The matrices furthest on the wrong side of what is expected."""
+    """The matrices with most entries on the wrong side of the bound."""
 
     def surplus(each: TensorGeometry) -> float:
         share = share_of(each)
-        beside = share.updated * share.of_entries if share.expected is None else share.expected
-        return (share.both - beside) * (-1 if largest else 1)
+        beyond = share.both - bound * _beside(result, share, largest=largest)
+        return -beyond if largest else beyond
 
     def numbers(each: TensorGeometry) -> list[str]:
         share = share_of(each)
-        lift = share.bare_lift if result.null is None else share.lift
-        return [percent(share.share or 0.0), "" if lift is None else f"lift {lift:.3g}"]
+        beside = _beside(result, share, largest=largest)
+        return [percent(share.share or 0.0), f"lift {share.both / beside:.3g}" if beside else ""]
 
     return worst(sorted(result.per_tensor, key=surplus), numbers)
+
+
+def _beside(result: UpdateGeometry, share: MaskShare, *, largest: bool) -> float:
+    """As many entries as the lift that is bounded is over: see `UpdateGeometry`."""
+    if result.null is None:
+        return share.updated * share.of_entries
+    chance, rounding = share.expected or 0.0, share.expected_by_rounding
+    if rounding is None:
+        return chance
+    if largest:
+        return min(chance, rounding)
+    return rounding if result.null == "exponent" else max(chance, rounding)
 
 
 def _usually(result: UpdateGeometry) -> list[tuple[str, str]]:
@@ -175,8 +194,26 @@ def _usually(result: UpdateGeometry) -> list[tuple[str, str]]:
     ]
 
 
-def _to_accept(result: UpdateGeometry, name: str, bound: str | None) -> list[tuple[str, str]]:
-    bare = "null=None, which asserts the bare number"
+def _to_accept(bound: str | None, bare: str | None) -> list[tuple[str, str]]:
+    both = ", or ".join(each for each in (bound, bare) if each)
+    return [("to accept", both)] if both else []
+
+
+def _bare_principal(result: UpdateGeometry, bound: float) -> str | None:
+    """What asserts the bare lift, with a bound that it meets."""
+    lift = result.principal.bare_lift or 0.0
+    return _bare(result, None if lift <= bound else f"max_principal_lift={limit_above(lift)}")
+
+
+def _bare_low(result: UpdateGeometry, bound: float) -> str | None:
+    """What asserts the bare lift, with a bound that it meets."""
+    lift = result.low_magnitude.bare_lift or 0.0
+    accept = f"min_low_magnitude_lift={lift * 0.99:.2f}"
+    return _bare(result, None if lift >= bound else accept)
+
+
+def _bare(result: UpdateGeometry, bound: str | None) -> str | None:
     if result.null is None:
-        return [] if bound is None else [("to accept", f"{name}={bound}")]
-    return [("to accept", bare if bound is None else f"{name}={bound}, or {bare}")]
+        return None
+    with_bound = "" if bound is None else f"{bound}, "
+    return f"{with_bound}null=None, which asserts the bare number"

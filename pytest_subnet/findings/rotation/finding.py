@@ -17,6 +17,7 @@ from pytest_subnet.findings.matrices.work import choose_matrices, measure_matric
 from pytest_subnet.findings.rotation.null import NULLS, turned_by_chance
 from pytest_subnet.findings.rotation.result import SingularRotation, SingularRotations
 from pytest_subnet.findings.rotation.texts import (
+    CLEAR,
     by_chance,
     identical,
     no_excess,
@@ -38,9 +39,6 @@ if TYPE_CHECKING:
     from pytest_subnet.findings.rotation.result import Side
     from pytest_subnet.pairs import ModelPair
     from pytest_subnet.pairs.selection import Patterns
-
-_LEAST_Z = 3.0
-"""Deviations of the null's draws from which a rotation is told from it."""
 
 _SIDES: dict[str, tuple[str, ...]] = {
     "left": ("left",),
@@ -390,8 +388,8 @@ def _verdict(
         (each.excess or 0.0) < min_excess for each in result.per_tensor
     ):
         return no_excess(result, min_excess)
-    if lower and any(each.z is not None and each.z < _LEAST_Z for each in result.per_tensor):
-        return by_chance(result, _LEAST_Z)
+    if lower and any(each.z is not None and each.z < CLEAR for each in result.per_tensor):
+        return by_chance(result)
     return None
 
 

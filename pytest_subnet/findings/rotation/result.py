@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import statistics
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
@@ -12,7 +13,7 @@ from pytest_subnet.tables import table
 from pytest_subnet.text import facts, plural, spell_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from pytest_subnet.findings.rotation.null import Null
 
@@ -188,6 +189,31 @@ class SingularRotations(OfMatrices):
         return self.mean_deg / null
 
     @property
+    def value_energy(self) -> float:
+        """As `SingularRotation.value_energy`, of the energy of all updates together."""
+        return self._of_energy([each.value_energy for each in self.per_tensor])
+
+    @property
+    def value_energy_null(self) -> float:
+        """What that is of noise."""
+        return self._of_energy([each.value_energy_null for each in self.per_tensor])
+
+    @property
+    def turn_energy(self) -> float:
+        """As `SingularRotation.turn_energy`, of the energy of all updates together."""
+        return self._of_energy([each.turn_energy for each in self.per_tensor])
+
+    @property
+    def turn_energy_null(self) -> float:
+        """What that is of noise."""
+        return self._of_energy([each.turn_energy_null for each in self.per_tensor])
+
+    def _of_energy(self, shares: Sequence[float]) -> float:
+        energies = [each.change_norm**2 for each in self.per_tensor]
+        whole = math.fsum(energies)
+        return math.fsum(map(operator.mul, energies, shares)) / whole if whole else 0.0
+
+    @property
     def nothing_moved(self) -> bool:
         """Whether no matrix changed."""
         return not any(each.moved for each in self.per_tensor)
@@ -235,7 +261,19 @@ class SingularRotations(OfMatrices):
     def table(self) -> str:
         """The rows as text, under a line that says what was measured."""
         numbers = ["layer", "mean", "max", "null", "excess", "z", "gap", "off by"]
-        return f"{facts(repr(self), self.coverage())}\n\n{table(self.rows(), right=numbers)}"
+        head = facts(repr(self), [*self.coverage(), *self._energies()])
+        return f"{head}\n\n{table(self.rows(), right=numbers)}"
+
+    def _energies(self) -> list[tuple[str, str]]:
+        """What of the update lies between the leading directions, which it moves or turns."""
+        if self.nothing_moved:
+            return []
+        parts = (
+            (self.value_energy, "moves their values", self.value_energy_null),
+            (self.turn_energy, "turns them into each other", self.turn_energy_null),
+        )
+        texts = [f"{_of(share)} {what} (of noise {_of(null)})" for share, what, null in parts]
+        return [("energy", ", ".join(texts))]
 
     def to_dict(self) -> dict[str, object]:
         """Plain JSON types, for reports and baselines."""
@@ -249,6 +287,10 @@ class SingularRotations(OfMatrices):
             "excess": excess if excess is not None and math.isfinite(excess) else None,
             "k": self.k,
             "side": self.side,
+            "value_energy": self.value_energy,
+            "value_energy_null": self.value_energy_null,
+            "turn_energy": self.turn_energy,
+            "turn_energy_null": self.turn_energy_null,
             "pair": self.pair,
             "dtype": self.dtype,
             "tensors": len(self.per_tensor),
@@ -264,3 +306,8 @@ class SingularRotations(OfMatrices):
             f"SingularRotations(mean_deg={self.mean_deg:.4g}{excess}, k={self.k}, {self.side}, "
             f"{plural(len(self.per_tensor), 'matrix')}, {self.dtype})"
         )
+
+
+def _of(share: float) -> str:
+    """Percent to three digits: what noise has of a large matrix is far below 0.01 %."""
+    return f"{100 * share:.3g}%"

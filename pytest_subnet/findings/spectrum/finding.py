@@ -91,14 +91,20 @@ def singular_shift(
     if max_shift is not None:
         check_limit("max_shift", max_shift)
     chosen = choose_matrices(pair, include, exclude, kinds, what="singular values")
-    bounds = _certificates(pair, chosen.matrices, relative_to)
+    counted = _counted(pair, chosen.matrices)
+    bounds = [_certificate(each, counted.get(each.row), relative_to) for each in chosen.matrices]
     undecided = [
         matrix
         for matrix, bound in zip(chosen.matrices, bounds, strict=True)
         if bound is None or bound.shift > (0 if max_shift is None else max_shift)
     ]
     measured = measure_matrices(pair, undecided, _Shifting(relative_to))
-    by_matrix = dict(zip(undecided, measured, strict=True))
+    by_matrix = {
+        matrix: row._replace(relative_change=counted[matrix.row].relative_change)
+        if matrix.row in counted
+        else row
+        for matrix, row in zip(undecided, measured, strict=True)
+    }
     result = SingularShifts(
         pair=pair.label,
         relative_to=relative_to,
@@ -119,20 +125,12 @@ def _certain(bound: SingularShift | None) -> SingularShift:
     return bound
 
 
-def _certificates(
-    pair: ModelPair, matrices: Sequence[Matrix], relative_to: RelativeTo
-) -> list[SingularShift | None]:
-    """What the norms of each matrix and of its update prove; None where they prove nothing.
-
-    They are counted over whole tensors, so that of a matrix in a stack nothing is known.
-    """
+def _counted(pair: ModelPair, matrices: Sequence[Matrix]) -> dict[int, Movement]:
+    """What the scan counted, by row; over whole tensors, so that a matrix in a stack has none."""
     whole = list(dict.fromkeys(each.row for each in matrices if each.at is None))
     counted = dict(zip(whole, measure(pair, whole, SAME_BITS), strict=True))
     _refuse(pair, counted)
-    return [
-        None if matrix.at is not None else _certificate(matrix, counted[matrix.row], relative_to)
-        for matrix in matrices
-    ]
+    return counted
 
 
 def _refuse(pair: ModelPair, counted: dict[int, Movement]) -> None:
@@ -150,8 +148,11 @@ def _refuse(pair: ModelPair, counted: dict[int, Movement]) -> None:
 
 
 def _certificate(
-    matrix: Matrix, counted: Movement, relative_to: RelativeTo
+    matrix: Matrix, counted: Movement | None, relative_to: RelativeTo
 ) -> SingularShift | None:
+    """What the norms of a matrix and of its update prove; None where they prove nothing."""
+    if counted is None:
+        return None
     change = counted.change_norm * (1 + _SLACK) + math.sqrt(counted.changed) * _LOST
     if counted.changed == counted.zero_sign_flips:
         change = 0.0

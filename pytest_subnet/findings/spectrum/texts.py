@@ -32,10 +32,19 @@ def too_far(result: SingularShifts, max_shift: float) -> str:
         [
             *result.coverage(),
             *worst(ordered, _numbers),
-            ("usually", "a learning rate too high, or weights that were scaled or replaced"),
+            *_usually(result),
             ("to accept", f"max_shift={limit_above(result.shift)}"),
         ],
     )
+
+
+def _usually(result: SingularShifts) -> list[tuple[str, str]]:
+    if result.relative_to == "each":
+        return [
+            ("usually", "the smallest values, which noise moves by more than themselves;"),
+            ("", 'relative_to="spectrum" asks how far all of them moved'),
+        ]
+    return [("usually", "a learning rate too high, or weights that were scaled or replaced")]
 
 
 def _numbers(each: SingularShift) -> list[str]:
