@@ -136,6 +136,11 @@ _ALLOWED: dict[tuple[str, str], object] = {
     (f"{_CHECKPOINT}.metadata", "_MEM_FORMAT_ENCODING"): _Record,
     (f"{_CHECKPOINT}.metadata", "StorageMeta"): _Record,
     (f"{_CHECKPOINT}.filesystem", "_StorageInfo"): _Place,
+    # What each rank was to write, which Megatron keeps as well.
+    (f"{_CHECKPOINT}.planner", "SavePlan"): _Record,
+    (f"{_CHECKPOINT}.planner", "TensorWriteData"): _Record,
+    (f"{_CHECKPOINT}.planner", "WriteItem"): _Record,
+    (f"{_CHECKPOINT}.planner", "WriteItemType"): _Record,
     (_SHARDED, "TensorProperties"): _Properties,
     (_SHARDED, "MEM_FORMAT_ENCODING"): _Record,
     (_MEGATRON, "MCoreMetadata"): _Metadata,
