@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from hypothesis import strategies as st
 from hypothesis.errors import InvalidArgument
 from hypothesis.strategies import SearchStrategy
 
-from pytest_subnet.checkpoints.dtypes import ARITHMETIC, DTYPES
+from pytest_subnet.checkpoints.dtypes import DTYPES
 from pytest_subnet.text import safe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable, Sequence
+
+T = TypeVar("T")
 
 DRAWABLE = tuple(name for name in DTYPES if not name.startswith("complex"))
 """The dtypes that tensors are drawn in."""
@@ -35,9 +38,9 @@ def check_flag(name: str, value: object) -> None:
 
 
 def check_kinds(kinds: object, known: Iterable[str]) -> None:
-    """Raise unless `kinds` is a collection of some of the `known` ones."""
+    """Raise unless `kinds` is a strategy or a collection of some of the `known` ones."""
     known = tuple(known)
-    if (
+    if isinstance(kinds, SearchStrategy) or (
         isinstance(kinds, list | tuple)
         and kinds
         and all(isinstance(kind, str) and kind in known for kind in kinds)
@@ -49,15 +52,24 @@ def check_kinds(kinds: object, known: Iterable[str]) -> None:
     )
 
 
-def drawn_dtype(value: object, *, arithmetic: bool = False) -> str:
+def sampled(choices: SearchStrategy[T] | Sequence[T]) -> SearchStrategy[T]:
+    """What to draw from, where a list of choices may stand for the strategy that samples it."""
+    return choices if isinstance(choices, SearchStrategy) else st.sampled_from(choices)
+
+
+def drawn_name(argument: str, value: object, known: Collection[str]) -> str:
+    """One of some `known` names, which the strategy `argument` drew."""
+    if isinstance(value, str) and value in known:
+        return value
+    raise InvalidArgument(
+        f"{argument} drew {safe(repr(value))}, which is not one of {', '.join(known)}"
+    )
+
+
+def drawn_dtype(value: object, known: Collection[str] = DRAWABLE) -> str:
     """The name of a dtype that the strategy `dtypes` drew: a `torch.dtype` or already a name."""
-    known = ARITHMETIC if arithmetic else DRAWABLE
     name = str(value).removeprefix("torch.")
-    if name not in known:
-        raise InvalidArgument(
-            f"dtypes drew {safe(repr(value))}, which is not one of {', '.join(known)}"
-        )
-    return name
+    return name if name in known else drawn_name("dtypes", value, known)
 
 
 def drawn_shape(value: object, *, dims: int | None = None) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.control import cleanup
 from hypothesis.errors import InvalidArgument
 
+from pytest_subnet.strategies.arguments import drawn_name, sampled
 from pytest_subnet.strategies.saved_checkpoints import FORMATS, SavedCheckpoint
 from pytest_subnet.strategies.state_dicts import state_dicts
 
@@ -20,17 +21,18 @@ if TYPE_CHECKING:
 
 def checkpoints(
     *,
-    formats: Sequence[str] = tuple(FORMATS),
+    formats: st.SearchStrategy[str] | Sequence[str] = tuple(FORMATS),
     tensors: st.SearchStrategy[Mapping[str, torch.Tensor]] | None = None,
 ) -> st.SearchStrategy[SavedCheckpoint]:
     """A strategy for `SavedCheckpoint`: a state dict, written to disk in a drawn format.
 
     Each draw is in a temporary directory of its own, which is there until the example is over and
-    for as long as the object is kept. Checkpoints shrink towards the first of `formats`, and as
-    their tensors do.
+    for as long as the object is kept. Checkpoints shrink as `formats` do, of a list towards its
+    first, and as their tensors do.
 
     Args:
-        formats: `"safetensors"`, `"sharded"`, `"bin"`, `"dcp"`, `"fsdp"`.
+        formats: of `"safetensors"`, `"sharded"`, `"bin"`, `"dcp"`, `"fsdp"`, as a strategy or a
+            list.
         tensors: what is written; None: `state_dicts()`.
 
     Returns:
@@ -47,22 +49,28 @@ def checkpoints(
     ...     assert sorted(open_checkpoint(saved.path).names()) == sorted(saved.tensors)
     >>> test_names()
     """
-    if isinstance(formats, str) or not hasattr(formats, "__len__"):
-        raise InvalidArgument(f"formats={formats!r} is not a list")
-    if not formats:
-        raise InvalidArgument("formats is empty: there is nothing to draw from")
-    for each in formats:
-        if each not in FORMATS:
-            raise InvalidArgument(f"formats: {each!r} is not one of {', '.join(FORMATS)}")
+    listed = () if isinstance(formats, st.SearchStrategy) else _listed(formats)
     if tensors is None:
         tensors = state_dicts()
     if not isinstance(tensors, st.SearchStrategy):
         raise InvalidArgument(
             f"Expected SearchStrategy but got tensors={tensors!r} (type={type(tensors).__name__})"
         )
-    for each in formats:
+    for each in listed or FORMATS:
         _write_once(each)
-    return _written(st.sampled_from(list(formats)), tensors)
+    return _written(sampled(formats), tensors)
+
+
+def _listed(formats: Sequence[str]) -> Sequence[str]:
+    """The formats of a list, of which each is known."""
+    if isinstance(formats, str) or not hasattr(formats, "__len__"):
+        raise InvalidArgument(f"formats={formats!r} is neither a strategy nor a list")
+    if not formats:
+        raise InvalidArgument("formats is empty: there is nothing to draw from")
+    for each in formats:
+        if each not in FORMATS:
+            raise InvalidArgument(f"formats: {each!r} is not one of {', '.join(FORMATS)}")
+    return formats
 
 
 @functools.cache
@@ -81,7 +89,8 @@ def _written(
     tensors: st.SearchStrategy[Mapping[str, torch.Tensor]],
 ) -> SavedCheckpoint:
     """Draw and write: the time it takes is that of the draw, not of the test."""
-    saved = SavedCheckpoint(format=draw(formats), tensors=draw(tensors))
+    format = drawn_name("formats", draw(formats), FORMATS)
+    saved = SavedCheckpoint(format=format, tensors=draw(tensors))
     assert saved.path.is_dir()
     cleanup(lambda: _let_go(saved))
     return saved

@@ -4,32 +4,38 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hypothesis import strategies as st
 from hypothesis.errors import InvalidArgument
 
+from pytest_subnet.strategies.arguments import drawn_dtype, drawn_name, sampled
 from pytest_subnet.strategies.training_runs import DTYPES, OPTIMIZERS, Finetune
 from pytest_subnet.text import safe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import torch
+
     from pytest_subnet.strategies.training_runs import OptimizerOf
+
+    _Optimizers: TypeAlias = st.SearchStrategy[str | OptimizerOf] | Sequence[str | OptimizerOf]
 
 _SEEDS = st.integers(0, 2**16 - 1)
 
 
 def finetunes(
     *,
-    optimizers: Sequence[str | OptimizerOf] = tuple(OPTIMIZERS),
+    optimizers: _Optimizers = tuple(OPTIMIZERS),
     min_learning_rate: float = 1e-7,
     max_learning_rate: float = 1e-2,
     min_weight_decay: float = 0.0,
     max_weight_decay: float = 0.1,
     min_steps: int = 1,
     max_steps: int = 3,
-    dtypes: Sequence[str] = DTYPES,
+    dtypes: st.SearchStrategy[torch.dtype | str] | Sequence[str] = DTYPES,
     master_weights: bool | None = None,
     min_frozen: int = 0,
     max_frozen: int | None = None,
@@ -38,17 +44,18 @@ def finetunes(
 
     Learning rates and decays are the bounds and round numbers between them, 1, 2 or 5 times a power
     of ten, decays from 0.001 on. Runs shrink towards one step at the smallest rate, no decay,
-    nothing frozen, and the first of `optimizers` and of `dtypes`.
+    nothing frozen, and as `optimizers` and `dtypes` do, of a list towards its first.
 
     Args:
-        optimizers: names, or what makes an optimiser out of parameters, `lr=` and `weight_decay=`.
+        optimizers: names, or what makes an optimiser out of parameters, `lr=` and `weight_decay=`;
+            as a strategy or a list.
         min_learning_rate: above 0.
         max_learning_rate: where the run may still end in finite numbers, up to about 0.01.
         min_weight_decay: 0 or more.
         max_weight_decay: likewise.
         min_steps: 1 or more.
         max_steps: the time of a draw grows with it.
-        dtypes: of the weights: `"bfloat16"`, `"float16"`, `"float32"`.
+        dtypes: of the weights: `"bfloat16"`, `"float16"`, `"float32"`; as a strategy or a list.
         master_weights: with or without, for 16-bit weights; None draws it.
         min_frozen: how many of the 21 parameters at least do not require a gradient.
         max_frozen: how many at most; None leaves one to train.
@@ -68,11 +75,13 @@ def finetunes(
     """
     from pytest_subnet.strategies.tiny_models import PARAMETERS
 
-    _check_choices("optimizers", optimizers, OPTIMIZERS)
-    _check_choices("dtypes", dtypes, DTYPES)
-    for optimizer in optimizers:
-        if not (isinstance(optimizer, str) or callable(optimizer)):
-            raise InvalidArgument(f"optimizers: {optimizer!r} is neither a name nor a class")
+    if not isinstance(optimizers, st.SearchStrategy):
+        _check_choices("optimizers", optimizers, OPTIMIZERS)
+        for optimizer in optimizers:
+            if not (isinstance(optimizer, str) or callable(optimizer)):
+                raise InvalidArgument(f"optimizers: {optimizer!r} is neither a name nor a class")
+    if not isinstance(dtypes, st.SearchStrategy):
+        _check_choices("dtypes", dtypes, DTYPES)
     rates = _round_numbers("learning_rate", min_learning_rate, max_learning_rate, least=-12)
     if not rates[0]:
         raise InvalidArgument("min_learning_rate=0 is no rate: give one above 0")
@@ -85,11 +94,11 @@ def finetunes(
         raise InvalidArgument(f"master_weights={master_weights!r} is not True, False or None")
     _train_once()
     return _trained(
-        optimizer=st.sampled_from(list(optimizers)),
+        optimizer=sampled(optimizers).map(_drawn_optimizer),
         learning_rate=st.sampled_from(rates),
         weight_decay=st.sampled_from(decays),
         steps=st.integers(min_steps, max_steps),
-        dtype=st.sampled_from(list(dtypes)),
+        dtype=sampled(dtypes).map(partial(drawn_dtype, known=DTYPES)),
         master_weights=st.booleans() if master_weights is None else st.just(master_weights),
         frozen=st.lists(
             st.sampled_from(PARAMETERS), unique=True, min_size=min_frozen, max_size=max_frozen
@@ -113,6 +122,10 @@ def _trained(draw: st.DrawFn, /, **settings: st.SearchStrategy[Any]) -> Finetune
     run = Finetune(**{name: draw(strategy) for name, strategy in settings.items()})
     assert run.tuned
     return run
+
+
+def _drawn_optimizer(optimizer: str | OptimizerOf) -> str | OptimizerOf:
+    return optimizer if callable(optimizer) else drawn_name("optimizers", optimizer, OPTIMIZERS)
 
 
 def _round_numbers(what: str, low: float, high: float, least: int) -> list[float]:
@@ -144,7 +157,7 @@ def _check_counts(what: str, low: object, high: object, least: int, most: int | 
 
 def _check_choices(what: str, chosen: object, known: Sequence[str] | dict[str, Any]) -> None:
     if isinstance(chosen, str) or not hasattr(chosen, "__len__"):
-        raise InvalidArgument(f"{what}={safe(repr(chosen))} is not a list")
+        raise InvalidArgument(f"{what}={safe(repr(chosen))} is neither a strategy nor a list")
     choices: list[object] = list(chosen)  # type: ignore[call-overload]  # of a Sequence
     if not choices:
         raise InvalidArgument(f"{what} is empty: there is nothing to draw from")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import numpy as np
-
-from pytest_subnet.strategies.words import first_place
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,49 +20,36 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 MOST_RANK = 4
 """The largest rank of a low-rank update."""
 
-_SHARE = 0.1
 
+def scattered(
+    choice: WordChoice,
+    base: Words,
+    shape: tuple[int, ...],
+    words: Sequence[int],
+    random: np.random.Generator | None,
+) -> Words:
+    """A sparse update of one tensor: as many entries as there are words become these.
 
-class Run(NamedTuple):
-    """Entries of a tensor that move whatever else does, so that an update can shrink to them.
-
-    They lie along its diagonal: a run of two is the least update of two directions.
-
-    Attributes:
-        start: where the first one is, as `first_place` has it.
-        words: what they become, one after the other.
+    They lie anywhere, or without a generator along the diagonal: two are the least update of two
+    directions. What is that word already becomes one, or zero.
     """
-
-    start: int
-    words: Sequence[int]
-
-    def move(
-        self, choice: WordChoice, base: Words, tuned: Words, shape: tuple[int, ...]
-    ) -> None:
-        """Give these entries of `tuned` other bits than in `base`, in place."""
-        zero, one = choice.simple[:2]
-        words = np.array(self.words[: base.size], base.dtype)
-        at = _along_diagonal(self.start, words.size, base.size, shape[-1] if shape else 1)
-        other = np.where(base[at] == one, zero, one).astype(base.dtype)
-        tuned[at] = np.where(words == base[at], other, words)
-
-
-def _along_diagonal(start: int, count: int, size: int, columns: int) -> NDArray[np.intp]:
-    """Up to `count` places of `size` in rows of so many columns: diagonal by diagonal, wrapped."""
-    rows = size // max(columns, 1)
-    order = (first_place(start, size) + np.arange(min(count, size))) % max(size, 1)
-    row = order % max(rows, 1)
-    return row * columns + (row + order // max(rows, 1)) % max(columns, 1)
-
-
-def scattered(base: Words, seed: int, known: Sequence[int]) -> Words:
-    """A sparse update: about a tenth of the entries become one of the `known` words; 0: none."""
+    zero, one = choice.simple[:2]
+    new = np.array(words[: base.size], base.dtype)
+    if random is None:
+        at = _along_diagonal(new.size, base.size, shape[-1] if shape else 1)
+    else:
+        at = random.permutation(base.size)[: new.size]
+    other = np.where(base[at] == one, zero, one).astype(base.dtype)
     tuned = base.copy()
-    if seed:
-        random = np.random.default_rng(seed)
-        at = np.flatnonzero(random.random(base.size) < _SHARE)
-        tuned[at] = random.choice(np.array(known, base.dtype), at.size)
+    tuned[at] = np.where(new == base[at], other, new)
     return tuned
+
+
+def _along_diagonal(count: int, size: int, columns: int) -> NDArray[np.intp]:
+    """The first `count` places of `size` in rows of so many columns, one diagonal by another."""
+    order, rows = np.arange(count), max(size // max(columns, 1), 1)
+    row = order % rows
+    return row * columns + (row + order // rows) % max(columns, 1)
 
 
 def everywhere(base: Words, storage: Storage, seed: int) -> Words:

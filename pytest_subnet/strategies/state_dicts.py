@@ -14,8 +14,10 @@ from pytest_subnet.strategies.words import SEEDS, STARTS, choose_words, spread
 if TYPE_CHECKING:
     import torch
 
-STORED = st.sampled_from(["bfloat16", "float16", "float32"])
+STORED = ("bfloat16", "float16", "float32")
 """The dtypes that models are trained and kept in."""
+
+_DTYPES = st.sampled_from(STORED)
 
 _FAMILIES = st.sampled_from(list(FAMILIES))
 _SIDES = st.integers(1, 8)
@@ -83,7 +85,7 @@ def state_dicts(  # noqa: D417 - nobody passes `draw`
     check_strategy("dtypes", dtypes)
     check_flag("allow_nan", allow_nan)
     check_flag("allow_infinity", allow_infinity)
-    dtype = drawn_dtype(draw(STORED if dtypes is None else dtypes))
+    dtype = drawn_dtype(draw(_DTYPES if dtypes is None else dtypes))
     shapes, head, embedding = draw(_SHAPES)
     choice = choose_words(dtype, allow_nan=allow_nan, allow_infinity=allow_infinity)
     size = sum(math.prod(shape) for shape in shapes.values())

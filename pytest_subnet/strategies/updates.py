@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from hypothesis import strategies as st
@@ -14,19 +14,20 @@ from pytest_subnet.strategies.arguments import (
     check_kinds,
     check_strategy,
     drawn_dtype,
+    drawn_name,
     drawn_shape,
+    sampled,
 )
 from pytest_subnet.strategies.moving import (
     KINDS,
     MOST_RANK,
     Kind,
-    Run,
     everywhere,
     low_rank,
     rounded,
     scattered,
 )
-from pytest_subnet.strategies.words import SEEDS, STARTS, choose_words, spread
+from pytest_subnet.strategies.words import SEEDS, choose_words, spread
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +67,7 @@ def updates(  # noqa: D417 - nobody passes `draw`
     *,
     dtypes: st.SearchStrategy[torch.dtype | str] | None = None,
     shapes: st.SearchStrategy[tuple[int, int]] | None = None,
-    kinds: tuple[Kind, ...] = KINDS,
+    kinds: st.SearchStrategy[Kind] | tuple[Kind, ...] = KINDS,
 ) -> Update:
     """A strategy for updates of one matrix, each an `Update` with its ground truth.
 
@@ -79,7 +80,7 @@ def updates(  # noqa: D417 - nobody passes `draw`
         dtypes: of which dtypes, as `torch.dtype` or by name; None: bfloat16, float16, float32 or
             float64, which are those whose differences are formed.
         shapes: of which shapes, `(rows, columns)`; None: up to 12 rows and columns.
-        kinds: which of the four to draw.
+        kinds: which of the four to draw, as a strategy or a tuple.
 
     Raises:
         InvalidArgument: an argument is no strategy, `kinds` has none or unknown ones, or a strategy
@@ -97,16 +98,17 @@ def updates(  # noqa: D417 - nobody passes `draw`
     check_strategy("dtypes", dtypes)
     check_strategy("shapes", shapes)
     check_kinds(kinds, KINDS)
-    kind = draw(st.sampled_from(kinds))
-    dtype = drawn_dtype(draw(_DTYPES if dtypes is None else dtypes), arithmetic=True)
+    kind = cast("Kind", drawn_name("kinds", draw(sampled(kinds)), KINDS))
+    dtype = drawn_dtype(draw(_DTYPES if dtypes is None else dtypes), ARITHMETIC)
     shape = drawn_shape(draw(_SHAPES if shapes is None else shapes), dims=2)
     choice = choose_words(dtype)
     # All kinds draw the same, so that each can shrink to one that is simpler.
     words = spread(choice, choice.words(draw(choice.some)), math.prod(shape), draw(SEEDS))
-    seed, start = draw(SEEDS), draw(STARTS)
+    seed = draw(SEEDS)
+    random = np.random.default_rng(seed) if seed else None
     moved = choice.words(draw(choice.one_or_more))
-    if kind == "low-rank":  # of as many directions as the run of a sparse one has
-        return _low_rank(choice, words, shape, seed, min(len(moved), *shape, MOST_RANK))
+    if kind == "low-rank":  # of as many directions as a sparse one
+        return _low_rank(choice, words, shape, random, min(len(moved), *shape, MOST_RANK))
     if kind == "rounded":
         base = choice.storage.tensor(words, shape)
         stored, swallowed = rounded(base, choice.storage, seed)
@@ -114,8 +116,7 @@ def updates(  # noqa: D417 - nobody passes `draw`
     if kind == "dense":
         tuned = everywhere(words, choice.storage, seed)
     else:
-        tuned = scattered(words, seed, [*choice.simple, *moved])
-        Run(start, moved).move(choice, words, tuned, shape)
+        tuned = scattered(choice, words, shape, moved, random)
     return _known(choice, words, tuned, shape, kind)
 
 
@@ -142,7 +143,11 @@ def _known(
 
 
 def _low_rank(
-    choice: WordChoice, words: Words, shape: tuple[int, ...], seed: int, rank: int
+    choice: WordChoice,
+    words: Words,
+    shape: tuple[int, ...],
+    random: np.random.Generator | None,
+    rank: int,
 ) -> Update:
     """Base and update are integers over `_GRID`, so that the stored difference is exact."""
     import torch
@@ -150,7 +155,6 @@ def _low_rank(
     dtype = choice.storage.torch_dtype
     rows, columns = shape
     base = torch.from_numpy((words % _GRID).astype(np.float64)).reshape(shape)
-    random = np.random.default_rng(seed) if seed else None
     change = torch.from_numpy(low_rank(rows, columns, rank, random))
     return Update(
         (base / _GRID).to(dtype),

@@ -33,7 +33,7 @@ SEEDS = st.integers(0, 2**8 - 1)
 """How words are spread; 0 lays them one after the other. Few, as each costs examples to shrink."""
 
 STARTS = st.integers(0, 2**10 - 1)
-"""Where the first word is laid, as `first_place` has it."""
+"""Where the first word is laid, as parts of the way, whatever the size."""
 
 _MANTISSA = {
     "bfloat16": 7,
@@ -102,14 +102,16 @@ class WordChoice(NamedTuple):
         storage: of the tensor.
         simple: words of values that a reader knows, the simplest first; the first is the fill.
         refused: the kinds of words that are not wanted.
-        some: draws the ranks of a few.
-        one_or_more: draws the ranks of even fewer, but of at least one.
+        some: draws the ranks of up to eight.
+        few: draws the ranks of up to four.
+        one_or_more: likewise, but of at least one.
     """
 
     storage: Storage
     simple: tuple[int, ...]
     refused: frozenset[str]
     some: st.SearchStrategy[list[int]]
+    few: st.SearchStrategy[list[int]]
     one_or_more: st.SearchStrategy[list[int]]
 
     def words(self, ranks: Sequence[int]) -> list[int]:
@@ -118,6 +120,7 @@ class WordChoice(NamedTuple):
         return [self.simple[rank] if rank < known else self._word(rank - known) for rank in ranks]
 
     def _word(self, word: int) -> int:
+        word %= 2**self.storage.bits  # the ranks may have been drawn for a wider dtype
         is_refused = self.refused and _kind(self.storage, word) in self.refused
         return self.simple[word % len(self.simple)] if is_refused else word
 
@@ -144,6 +147,7 @@ def choose_words(
         simple,
         refused,
         st.lists(ranks, max_size=MOST_WORDS),
+        st.lists(ranks, max_size=MOST_WORDS // 2),
         st.lists(ranks, min_size=1, max_size=MOST_WORDS // 2),
     )
 
@@ -201,7 +205,7 @@ def spread(
         drawn: the words.
         size: how many entries.
         seed: 0 lays them one after the other and fills up; any other draws for every entry.
-        start: where the first of them is laid, as `first_place` has it.
+        start: where the first of them is laid, one of `STARTS`.
         noise: whether the low half of the mantissa is drawn too, where there is such a seed, so
             that a large tensor has more values than were drawn.
     """
@@ -209,7 +213,8 @@ def spread(
     fill = choice.simple[0]
     if not seed:
         words = np.full(size, fill, storage.unsigned)
-        at = (first_place(start, size) + np.arange(min(len(drawn), size))) % max(size, 1)
+        first = start * size >> 10
+        at = (first + np.arange(min(len(drawn), size))) % max(size, 1)
         words[at] = np.array(drawn[:size], storage.unsigned)
         return words
     random = default_rng(seed)
@@ -223,11 +228,3 @@ def spread(
         noisy = (exponent != 0) & (exponent != exponents)
         words[noisy] ^= random.integers(0, 2**low, int(noisy.sum()), storage.unsigned)
     return words
-
-
-def first_place(start: int, size: int) -> int:
-    """A place of `size`, the same share of the way whatever the size.
-
-    So what shrinks keeps its entries about where they were. `start` is one of `STARTS`.
-    """
-    return start * size >> 10

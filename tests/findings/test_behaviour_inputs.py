@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -279,6 +280,11 @@ def test_what_is_no_pair(pair):
     assert refused(TypeError, behaviour_shift, (pair[0], "tuned"), [[0, 1]]) == (
         "tuned is str, not a module; behaviour is measured on loaded models, as the fixture "
         "causal_lm_pair gives them"
+    )
+    trainer = SimpleNamespace(model=pair[1])
+    assert refused(TypeError, behaviour_shift, (pair[0], trainer), [[0, 1]]) == (
+        "tuned is SimpleNamespace, not a module; behaviour is measured on loaded models, as the "
+        "fixture causal_lm_pair gives them; pass the model that it holds: tuned.model"
     )
 
 

@@ -217,6 +217,7 @@ class TestGroundTruths:
         assert (result.strata, result.degenerate, result.saturated) == (2, 1, False)
 
 
+@pytest.mark.slow
 def test_2000_pairs_of_independent_masks_have_z_of_mean_0_and_deviation_1():
     random = np.random.default_rng(0)
     densities = {"q": 0.5, "k": 0.02, "v": 0.2, "down": 0.01, "up": 0.9}

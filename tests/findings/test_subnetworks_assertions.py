@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from pytest_subnet import (
     assert_subnetwork_necessary,
     assert_subnetwork_sufficient,
     open_pair,
+    random_mask_like,
+    subnetwork_necessity,
     subnetwork_sufficiency,
     update_mask,
 )
@@ -37,6 +40,7 @@ class Model(torch.nn.Module):
 
 FLAGS = np.arange(400).reshape(20, 20) < 10
 MASK = UpdateMask.of({"weight": FLAGS})
+HOLDER = SimpleNamespace(model=Model(tuned=True))
 REST = UpdateMask.of({"weight": ~FLAGS})
 
 
@@ -153,6 +157,59 @@ def test_what_chance_does_as_well_is_no_evidence(pair, fails_with):
     with pytest.raises(AssertionError, match=r"^the drop is no better than chance: \d+ of 19"):
         assert_subnetwork_necessary(pair, REST, score, min_drop=0.1)
     assert assert_subnetwork_necessary(pair, REST, score, min_drop=0.1, controls=0).drop > 0.1
+
+
+def test_controls_that_fill_what_never_moved_are_weak(pair, fails_with):
+    base, tuned = pair
+    with torch.no_grad():
+        tuned.weight[1:] = 0  # 20 of 400 were updated, and a random ten hit half a one of them
+    with fails_with("""
+        without the subnetwork the score drops by 10, required 11
+          models     Model -> Model   (filled with the values of the base)
+          mask       given: 10 / 400 entries   (density 2.50%, 1/2 tensors)
+          note       1 tensor with 3 entries that the mask does not cover stays as tuned: bias
+                     weak controls: filled, the mask gives 10 entries other bits, a random mask \
+0.5 on average; most of what it draws never moved
+          scores     full 10.0195, subnetwork 10, complement 0.0195312, all filled 0
+          replaced   10 entries in the mask and 10 outside it get other bits when filled
+          chance     9.86133 (sd 0.375), p 0.05: 19 random complements with as many entries in each
+                     tensor, seed 0
+          claim      the updates in the mask are needed
+          usually    a mask of entries that the task does not need, or that others stand in for
+          to accept  min_drop=10.0
+    """):
+        assert_subnetwork_necessary((base, tuned), MASK, score, min_drop=11)
+    passed = assert_subnetwork_necessary((base, tuned), MASK, score, min_drop=10)
+    assert passed.replaced_by_random == passed.to_dict()["replaced_by_random"] == 0.5
+    assert (passed.p_value, len(passed.notes)) == (0.05, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "mask"),
+    [
+        ({"controls": 0}, MASK),
+        ({"fill": "mean"}, MASK),
+        ({}, UpdateMask.of({"weight": np.arange(400).reshape(20, 20) >= 300})),  # nothing to fill
+    ],
+)
+def test_controls_are_not_weak_without_a_difference(pair, options, mask):
+    base, tuned = pair
+    with torch.no_grad():
+        tuned.weight[1:] = 0
+    found = subnetwork_necessity((base, tuned), mask, score, **options)
+    assert not [note for note in found.notes if "weak" in note]
+
+
+def test_what_a_random_mask_fills_on_average(pair):
+    base, tuned = pair
+    with torch.no_grad():
+        tuned.weight[3:] = 0
+    found = subnetwork_necessity(pair, MASK, score, controls=0)
+    moved = (tuned.weight != base.weight).numpy()
+    drawn = [random_mask_like(MASK, seed=seed)["weight"] for seed in range(200)]
+    hit = np.mean([(each & moved).sum() for each in drawn])
+    assert found.replaced_by_random == 10 * 60 / 400
+    assert hit == pytest.approx(found.replaced_by_random, abs=0.3)
 
 
 def test_a_message_of_ones_own(pair):
@@ -351,6 +408,9 @@ def test_fingerprints_are_of_the_models_as_they_were_scored(pair):
          "update_mask(pair), UpdateMask.of({name: booleans}) or UpdateMask.load(path)"),
         ({"pair": "base"}, TypeError, "pair is str, not base and tuned as modules; take the "
          "fixture causal_lm_pair, or pass (base, tuned)"),
+        ({"pair": (HOLDER, HOLDER)}, TypeError, "base is SimpleNamespace, not a module to run; "
+         "take the fixture causal_lm_pair, or pass (base, tuned); pass the model that it holds: "
+         "base.model"),
         ({"pair": ({}, {})}, TypeError, "base is dict, not a module to run; take the fixture "
          "causal_lm_pair, or pass (base, tuned)"),
     ],

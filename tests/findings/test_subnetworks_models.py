@@ -286,7 +286,8 @@ def test_one_model_twice():
     with pytest.raises(PairMismatchError) as caught:
         subnetwork_sufficiency((model, model), mask, lambda _: 0)
     assert str(caught.value) == (
-        "base and tuned are one model, of which nothing was updated; pass two"
+        "base and tuned are one model, of which nothing was updated; keep a copy before training "
+        "(copy.deepcopy), or load the base again"
     )
 
 

@@ -205,12 +205,71 @@ def test_what_is_quantised_cannot_be_compared(base, dtype):
         assert_synced(base, rollout)
 
 
-def test_one_thing_is_not_two_copies(base, save):
-    path = save(base, "trainer")
-    model = torch.nn.Linear(2, 2)
-    for one, other in ((path, path), (base, base), (model, model), (model, model.state_dict())):
-        with pytest.raises(PairMismatchError, match=r"^base and tuned are the same: "):
-            assert_synced(one, other)
+@pytest.mark.parametrize(
+    ("form", "called"),
+    [
+        ("path", "{path}"),
+        ("mapping", "dict of tensors"),
+        ("module", "Linear"),
+        ("module and its state", "Linear and OrderedDict of tensors"),
+    ],
+)
+def test_one_thing_is_not_two_copies(form, called, base, save):
+    path, model = save(base, "trainer"), torch.nn.Linear(2, 2)
+    one, other = {
+        "path": (path, path),
+        "mapping": (base, base),
+        "module": (model, model),
+        "module and its state": (model, model.state_dict()),
+    }[form]
+    with pytest.raises(PairMismatchError) as caught:
+        assert_synced(one, other)
+    assert str(caught.value) == (
+        f"trainer and rollout are one thing, {called.format(path=path)}: it is in sync with "
+        "itself, whatever the sync does; pass the weights that train (trainer.model) and those "
+        "that generate: the engine's module or state_dict, or the path that it loaded"
+    )
+
+
+class Holder:
+    """As an engine that keeps its model to itself."""
+
+    def __init__(self, model):
+        self.model = model
+
+
+def test_a_trainer_is_not_its_weights(tmp_path):
+    from transformers import AutoModelForCausalLM, LlamaConfig, Trainer, TrainingArguments
+
+    sizes = {"vocab_size": 8, "hidden_size": 4, "intermediate_size": 4, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 1, "num_key_value_heads": 1}
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**sizes, **heads))
+    trainer = Trainer(model=model, args=TrainingArguments(str(tmp_path), report_to=[]))
+    with pytest.raises(TypeError) as caught:
+        assert_synced(trainer, copy.deepcopy(model))
+    assert str(caught.value) == (
+        "trainer is Trainer, which has no weights of its own; pass the model that it holds: "
+        "trainer.model"
+    )
+    with pytest.raises(TypeError) as caught:
+        assert_synced(trainer.model, Holder(copy.deepcopy(model)))
+    assert str(caught.value) == (
+        "rollout is Holder, which has no weights of its own; pass the model that it holds: "
+        "rollout.model"
+    )
+    assert not assert_synced(trainer.model, copy.deepcopy(model)).unsynced
+
+
+@pytest.mark.parametrize("given", [3, None, Holder(None), Holder, torch.ones(2), [torch.ones(2)]])
+def test_what_has_no_weights(given, base):
+    for role, sides in (("trainer", (given, base)), ("rollout", (base, given))):
+        with pytest.raises(TypeError) as caught:
+            assert_synced(*sides)
+        assert str(caught.value) == (
+            f"{role} is {type(given).__name__}, which has no weights of its own; pass a module "
+            "(trainer.model), a mapping from names to tensors, or a path, hub id or address of "
+            "weights"
+        )
 
 
 def test_what_cannot_be_read(base):

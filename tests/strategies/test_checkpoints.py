@@ -67,7 +67,7 @@ def test_a_path_alone_lives_until_the_example_is_over() -> None:
     ("arguments", "message"),
     [
         ({"formats": []}, "formats is empty: there is nothing to draw from"),
-        ({"formats": "bin"}, "formats='bin' is not a list"),
+        ({"formats": "bin"}, "formats='bin' is neither a strategy nor a list"),
         (
             {"formats": ["gguf"]},
             "formats: 'gguf' is not one of safetensors, sharded, bin, dcp, fsdp",

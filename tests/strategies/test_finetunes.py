@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import find, given, settings
+from hypothesis import strategies as st
 from hypothesis.errors import InvalidArgument
 
 from pytest_subnet.strategies.finetunes import finetunes
@@ -75,7 +76,7 @@ def test_longer_runs_begin_as_shorter_ones() -> None:
             "max_learning_rate=nan is not 0 or a positive number",
         ),
         ({"optimizers": []}, "optimizers is empty: there is nothing to draw from"),
-        ({"optimizers": "AdamW"}, "optimizers='AdamW' is not a list"),
+        ({"optimizers": "AdamW"}, "optimizers='AdamW' is neither a strategy nor a list"),
         ({"optimizers": [1]}, "optimizers: 1 is neither a name nor a class"),
         ({"dtypes": ["int8"]}, "dtypes: 'int8' is not one of bfloat16, float16, float32"),
         ({"master_weights": 2}, "master_weights=2 is not True, False or None"),
@@ -84,6 +85,40 @@ def test_longer_runs_begin_as_shorter_ones() -> None:
 def test_wrong_arguments_are_refused(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         finetunes(**arguments)  # type: ignore[arg-type]
+    assert str(caught.value) == message
+
+
+def test_choices_are_drawn_from_strategies_too() -> None:
+    runs = finetunes(
+        dtypes=st.just(torch.float32), optimizers=st.sampled_from(["SGD", torch.optim.Adam])
+    )
+
+    @few
+    @given(runs)
+    def check(run: Finetune) -> None:
+        assert run.dtype == "float32"
+        assert run.optimizer in ("SGD", torch.optim.Adam)
+
+    check()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"dtypes": st.just("int8")},
+            "dtypes drew 'int8', which is not one of bfloat16, float16, float32",
+        ),
+        (
+            {"optimizers": st.just("Lion")},
+            "optimizers drew 'Lion', which is not one of SGD, SGD+momentum, Adam, AdamW, NAdam, "
+            "RAdam, RMSprop, Adagrad, Adafactor",
+        ),
+    ],
+)
+def test_what_strategies_draw_is_checked(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        find(finetunes(**arguments), lambda run: True)  # type: ignore[arg-type]
     assert str(caught.value) == message
 
 

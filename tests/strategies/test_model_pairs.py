@@ -10,6 +10,7 @@ from hypothesis.errors import InvalidArgument
 
 from pytest_subnet import assert_finite, update_sparsity
 from pytest_subnet.strategies import model_pairs, state_dicts
+from pytest_subnet.strategies.model_pairs import _selected
 
 FEW = settings(max_examples=60, database=None, deadline=None)
 MANY = settings(FEW, max_examples=500)
@@ -48,10 +49,35 @@ def test_something_moved_unless_it_may_not(kind):
 
 @FEW
 @given(model_pairs(kinds=("dense",), allow_identical=False, allow_grown_vocab=False))
-def test_a_dense_update_moves_all_but_what_was_drawn_over(pair):
-    found = update_sparsity(pair)
+def test_a_dense_update_moves_all_of_a_tensor_or_nothing(pair):
+    moved_of = {each.name: each.updated / each.numel for each in update_sparsity(pair).per_tensor}
 
-    assert found.updated == found.numel
+    assert set(moved_of.values()) <= {0, 1}
+
+
+@FEW
+@given(model_pairs(kinds=("low-rank",), allow_grown_vocab=False))
+def test_a_low_rank_update_moves_nothing_but_matrices(pair):
+    moved_in = {len(each.shape) for each in update_sparsity(pair).per_tensor if each.updated}
+
+    assert moved_in <= {2} or moved(pair) == 1
+
+
+def test_which_tensors_move_is_drawn():
+    names = ["embed", "q_proj", "norm", "head"]
+    selected = [_selected(number, names) for number in range(64)]
+
+    assert selected[:3] == [{"embed"}, {"head"}, {"q_proj", "norm", "head"}]
+    assert all(selected)
+    assert set(names) in selected
+    assert {"embed", "norm"} in selected
+    assert all(_selected(number, ["embed"]) == {"embed"} for number in range(64))
+    # One that moves also moves when others have gone.
+    assert all(
+        name in _selected(number, [name, "embed"])
+        for number in range(3, 64)
+        for name in selected[number]
+    )
 
 
 def test_a_tie_stays_a_tie():

@@ -70,6 +70,11 @@ def test_rounding_swallows_a_quarter_of_a_step_and_not_a_whole_one():
     assert all(tuned.isfinite().all() for tuned, _ in found)
 
 
+def test_kinds_are_a_strategy_or_a_tuple():
+    for kinds in (st.just("dense"), ("dense",)):
+        assert find(updates(kinds=kinds), lambda update: True, settings=FEW).kind == "dense"
+
+
 @pytest.mark.parametrize("kind", ["sparse", "low-rank", "dense"])
 def test_nothing_is_swallowed_where_nothing_is_rounded(kind):
     @FEW
@@ -93,6 +98,10 @@ def test_nothing_is_swallowed_where_nothing_is_rounded(kind):
             {"kinds": "dense"},
             "Expected a tuple of some of 'sparse', 'low-rank', 'dense', 'rounded' but got "
             "kinds='dense'",
+        ),
+        (
+            {"kinds": st.just("none")},
+            "kinds drew 'none', which is not one of sparse, low-rank, dense, rounded",
         ),
         (
             {"dtypes": st.just(torch.int8)},

@@ -11,6 +11,7 @@ from pytest_subnet.checkpoints.memory import unwrapped
 from pytest_subnet.checkpoints.opening import open_checkpoint
 from pytest_subnet.errors import CheckpointError, PairMismatchError
 from pytest_subnet.findings.common.fingerprints import Fingerprints
+from pytest_subnet.findings.common.holders import model_inside
 from pytest_subnet.pairs.causal_lm import load_tokenizer, tokenizer_files
 from pytest_subnet.text import safe, short_dtype
 
@@ -123,6 +124,7 @@ def one_model(role: str, module: object) -> Model:
         raise TypeError(
             f"{role} is {safe(type(module).__name__)}, not a module; behaviour is measured on "
             "loaded models, as the fixture causal_lm_pair gives them"
+            f"{model_inside(module, role)}"
         )
     bare = unwrapped(module)
     name = safe(type(bare).__name__)

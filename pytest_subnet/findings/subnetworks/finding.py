@@ -107,7 +107,9 @@ def subnetwork_necessity(
 
     Three claims, by `fill`. `"base"`: the model needs the update at the mask's entries. `"zero"`:
     it needs the entries themselves. `"mean"`: it needs how they differ from the mean of their
-    tensor. The drop comes with those of random masks with as many entries in each tensor.
+    tensor. The drop comes with those of random masks with as many entries in each tensor. Where
+    most of what these draw holds the filling already, as with `"base"` and a sparse update, they
+    are a weak control: a note of the result says so, with both numbers.
 
     Args:
         pair: as in `subnetwork_sufficiency`.

@@ -56,6 +56,11 @@ class Covered(NamedTuple):
         """Its entries."""
         return math.prod(self.shape)
 
+    @property
+    def replaced_by_random(self) -> float:
+        """How many entries get other bits on average when as many random ones are filled."""
+        return self.inside * (self.replaced_inside + self.replaced_outside) / max(1, self.numel)
+
 
 class _Kept(NamedTuple):
     """What a covered tensor holds, and what it is filled with; both as words, bit for bit."""

@@ -40,7 +40,8 @@ class SubnetworkScores:
         restored: whether the weights were put back to the bit; a result is made only if they were.
         tensors_total: how many weights the model has.
         numel_total: how many entries they have.
-        notes: which weights stay as tuned because the mask does not cover them; ties.
+        notes: which weights stay as tuned because the mask does not cover them; ties; whether
+            random masks hardly fill anything.
         per_tensor: the tensors that the mask covers, as `Covered`.
         fingerprints: of base and tuned; each is taken when it is asked for.
     """
@@ -88,6 +89,14 @@ class SubnetworkScores:
     def replaced_outside(self) -> int:
         """Entries covered outside the mask that get other bits when they are filled."""
         return sum(each.replaced_outside for each in self.per_tensor)
+
+    @property
+    def replaced_by_random(self) -> float:
+        """How many entries get other bits on average when those of a random mask are filled.
+
+        The mean of all masks with as many entries in each tensor, not of those that were drawn.
+        """
+        return sum(each.replaced_by_random for each in self.per_tensor)
 
     @property
     def drop(self) -> float:
@@ -174,6 +183,7 @@ class SubnetworkScores:
             "density": self.density,
             "replaced_inside": self.replaced_inside,
             "replaced_outside": self.replaced_outside,
+            "replaced_by_random": self.replaced_by_random,
             "tensors": len(self.per_tensor),
             "tensors_total": self.tensors_total,
             "numel_total": self.numel_total,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from pytest_subnet.errors import CheckpointError, PairMismatchError, SelectionError, SubnetError
 from pytest_subnet.findings.common.fingerprints import Fingerprints
+from pytest_subnet.findings.common.holders import model_inside
 from pytest_subnet.findings.subnetworks.controls import drawn
 from pytest_subnet.findings.subnetworks.models import filling
 from pytest_subnet.findings.subnetworks.result import SubnetworkScores
@@ -89,12 +90,27 @@ def scored(
         restored=True,  # else leaving the block was an error
         tensors_total=len(model.covered) + len(model.left),
         numel_total=sum(each.numel for each in model.covered) + model.left_numel,
-        notes=model.notes,
+        notes=model.notes
+        if random_outside or not random
+        else (*model.notes, *_weak(model.covered)),
         per_tensor=tuple(model.covered),
         fingerprints=Fingerprints(
             {role: partial(_fingerprint, each, each.identity()) for role, each in sides.items()}
         ),
     )
+
+
+def _weak(covered: Sequence[Covered]) -> list[str]:
+    """What a reader must know where random masks hardly fill anything, as in a sparse update."""
+    count = sum(each.inside for each in covered)
+    replaced = sum(each.replaced_inside for each in covered)
+    by_random = sum(each.replaced_by_random for each in covered)
+    if not (2 * by_random < count and by_random < replaced):
+        return []
+    return [
+        f"weak controls: filled, the mask gives {plural(replaced, 'entry')} other bits, a random "
+        f"mask {by_random:,.3g} on average; most of what it draws never moved"
+    ]
 
 
 def _random_bits(seed: tuple[int, int], tensor: Covered) -> NDArray[np.uint64]:
@@ -179,11 +195,12 @@ def _two_modules(pair: object) -> tuple[torch.nn.Module, torch.nn.Module]:
         if not isinstance(model, torch.nn.Module):
             raise TypeError(
                 f"{role} is {type(model).__name__}, not a module to run; take the fixture "
-                "causal_lm_pair, or pass (base, tuned)"
+                f"causal_lm_pair, or pass (base, tuned){model_inside(model, role)}"
             )
     if pair[0] is pair[1]:
         raise PairMismatchError(
-            "base and tuned are one model, of which nothing was updated; pass two"
+            "base and tuned are one model, of which nothing was updated; keep a copy before "
+            "training (copy.deepcopy), or load the base again"
         )
     return pair[0], pair[1]
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pytest_subnet.checkpoints.dtypes import ARITHMETIC
-from pytest_subnet.checkpoints.opening import open_checkpoint
 from pytest_subnet.errors import PairMismatchError, SubnetError
 from pytest_subnet.findings.common.bounds import check_message
 from pytest_subnet.findings.common.fingerprints import of_sides
 from pytest_subnet.findings.common.result import Coverage, Message, cover, measure, reworded
-from pytest_subnet.findings.synced.texts import not_paired, not_synced
+from pytest_subnet.findings.synced.sources import open_copies
+from pytest_subnet.findings.synced.texts import not_paired, not_synced, not_two_copies
 from pytest_subnet.pairs.opening import open_pair
 from pytest_subnet.pairs.selection import select
 from pytest_subnet.recording import record
@@ -123,7 +123,8 @@ def assert_synced(
         assert_synced(trainer.model, engine_state, exclude="*.rotary_emb.*")
 
     Args:
-        trainer: the weights that were sent; anything `open_checkpoint` takes.
+        trainer: the weights that were sent; anything `open_checkpoint` takes. Of a trainer's object
+            its model: `trainer.model`.
         rollout: the weights that are served; likewise.
         include: glob or globs on the trainer's names; None takes all.
         exclude: glob or globs on the trainer's names to leave out.
@@ -139,6 +140,7 @@ def assert_synced(
         CheckpointError: one of them cannot be read.
         PairMismatchError: a tensor is on one side only or has another shape, or both are one thing.
         SelectionError: a pattern matches nothing, or nothing is left.
+        TypeError: one of them has no weights.
 
     >>> trainer = {"q_proj.weight": torch.tensor([1.0, 1.0 + 2**-10]), "norm.weight": torch.ones(2)}
     >>> rollout = {name: tensor.bfloat16() for name, tensor in trainer.items()}
@@ -147,7 +149,7 @@ def assert_synced(
     """
     __tracebackhide__ = True
     check_message(message)
-    pair = _as_served(open_checkpoint(trainer), open_checkpoint(rollout), rename)
+    pair = _as_served(*open_copies(trainer, rollout), rename)
     try:
         selection = select(pair, include, exclude)
     except PairMismatchError as error:
@@ -171,7 +173,10 @@ def assert_synced(
 
 def _as_served(trainer: Checkpoint, rollout: Checkpoint, rename: Rename | None) -> ModelPair:
     """Both aligned, each tensor to be compared in the dtype in which the rollout has it."""
-    pair = open_pair(trainer, rollout, rename=rename)
+    try:
+        pair = open_pair(trainer, rollout, rename=rename)
+    except PairMismatchError:  # nothing else is one before tensors are compared
+        raise PairMismatchError(not_two_copies(trainer.label, rollout.label)) from None
     retyped = {each.name for each in pair.problems if each.kind == "retyped"}
     if not retyped:
         return pair

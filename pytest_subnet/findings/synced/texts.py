@@ -28,6 +28,21 @@ def not_paired(error: PairMismatchError, pair: str, total: int) -> str:
     return text + facts("", [("where", "base is the trainer, tuned the rollout")])
 
 
+def not_two_copies(trainer: str, rollout: str) -> str:
+    """Trainer and rollout are the same object, files or memory.
+
+    Args:
+        trainer: how it is labelled, not escaped.
+        rollout: likewise.
+    """
+    both = safe(trainer) if trainer == rollout else f"{safe(trainer)} and {safe(rollout)}"
+    return (
+        f"trainer and rollout are one thing, {both}: it is in sync with itself, whatever the sync "
+        "does; pass the weights that train (trainer.model) and those that generate: the engine's "
+        "module or state_dict, or the path that it loaded"
+    )
+
+
 def not_synced(result: Synced, found: Sequence[tuple[Movement, Difference | None]]) -> str:
     """Tensors of the rollout have other bits: all of them are named, in the trainer's order.
 
