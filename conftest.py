@@ -46,11 +46,22 @@ _HERE_WITHOUT = ["-p", "no:cacheprovider", "-p", "no:unraisableexception"]
 _UNNEEDED = "-p no:hypothesispytest -p no:anyio"  # plugins that take long to import
 # Pages record baselines, and show failures that are none of the run that executes them.
 _ENVIRONMENT = {"COLUMNS": "200", "CI": "", "GITHUB_ACTIONS": ""}
+_TRAINS = ("laboratories.py",)  # docstrings that do
+_STARTS = {"run_apart"}  # fixtures that start a process each time
 _FILE_NAME = re.compile(r"# ([\w./-]+\.(?:py|toml|ini))\n")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--inside", default="", help="options of each pytest that runs inside pytest")
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow by themselves: pages, which run whole programs, and tests that start processes."""
+    for item in items:
+        a_page = item.path.suffix == ".md" or item.path.name in _TRAINS
+        if a_page or _STARTS.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
 
 
 def make_pair(root: Path) -> None:

@@ -143,6 +143,7 @@ def test_github_accepts_a_release(project):
     assert "::error" not in ended.printed
 
 
+@pytest.mark.slow
 def test_github_refuses_a_base_that_was_saved_again(project):
     ended = on_github(project, "again")
 

@@ -207,6 +207,7 @@ def opened(source: str, value: float) -> str:
     return f"{source} {{'model_type': 'llama'}} {open_checkpoint(weights(value)).fingerprint()}"
 
 
+@pytest.mark.slow
 def test_repository_is_downloaded_with_a_progress_bar(client: Client, hub: Hub) -> None:
     assert client.open("org/single") == [opened("org/single", 1)]
     assert hub.downloaded() == {"model.safetensors", "config.json"}
@@ -214,6 +215,7 @@ def test_repository_is_downloaded_with_a_progress_bar(client: Client, hub: Hub) 
     assert "100%" in client.shown
 
 
+@pytest.mark.slow
 def test_revision_is_a_name_or_a_commit(client: Client, hub: Hub) -> None:
     commit = commit_of("org/single", "v2")
     sources = ["org/single@v2", f"org/single@{commit}", "org/single@main"]
@@ -222,15 +224,18 @@ def test_revision_is_a_name_or_a_commit(client: Client, hub: Hub) -> None:
     assert len(downloads) == 2
 
 
+@pytest.mark.slow
 def test_shards_are_downloaded(client: Client) -> None:
     assert client.open("org/sharded") == [opened("org/sharded", 1)]
     assert re.search(r"Fetching (4 files|.* 4it)", client.shown)
 
 
+@pytest.mark.slow
 def test_weights_under_another_name_are_found(client: Client) -> None:
     assert client.open("org/odd-name") == [opened("org/odd-name", 3)]
 
 
+@pytest.mark.slow
 def test_torch_files_are_taken_where_there_are_no_safetensors(client: Client, hub: Hub) -> None:
     assert client.open("org/old") == [opened("org/old", 4)]
     assert hub.downloaded() == {"pytorch_model.bin", "config.json"}
@@ -238,6 +243,7 @@ def test_torch_files_are_taken_where_there_are_no_safetensors(client: Client, hu
     assert client.open("org/old") == [opened("org/old", 4)]
 
 
+@pytest.mark.slow
 def test_second_time_nothing_is_downloaded(client: Client, hub: Hub) -> None:
     first = client.open("org/single", "org/sharded")
     hub.asked.clear()
@@ -245,6 +251,7 @@ def test_second_time_nothing_is_downloaded(client: Client, hub: Hub) -> None:
     assert hub.downloaded() == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "without", [{"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}]
 )
@@ -255,6 +262,7 @@ def test_second_time_the_hub_is_not_needed(client: Client, without: dict[str, st
     assert client.open(*sources) == first == [opened(sources[0], 2), opened(sources[1], 3)]
 
 
+@pytest.mark.slow
 def test_what_the_hub_does_not_have(client: Client, tmp_path: Path) -> None:
     sources = ["org/none", "org/private", "org/gated", "org/single@v9", "org/empty"]
     advice = (
@@ -272,6 +280,7 @@ def test_what_the_hub_does_not_have(client: Client, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_hub_that_cannot_be_reached(client: Client, tmp_path: Path) -> None:
     client.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
     said = (
@@ -283,6 +292,7 @@ def test_hub_that_cannot_be_reached(client: Client, tmp_path: Path) -> None:
     assert client.open("org/name") == [said]
 
 
+@pytest.mark.slow
 def test_cache_that_cannot_be_written(client: Client, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file, not a directory")
     (line,) = client.open("org/single")
@@ -292,6 +302,7 @@ def test_cache_that_cannot_be_written(client: Client, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_name_that_the_hub_cannot_have(client: Client, hub: Hub, tmp_path: Path) -> None:
     assert client.open("runs/step--400") == [
         f"no checkpoint at runs/step--400: there is no such path (looked in {tmp_path}), "

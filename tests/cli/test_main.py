@@ -228,6 +228,7 @@ def write_sparse(directory, gigabytes):
         file.truncate(8 + len(header) + rows * 2**20)
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_middle_of_a_scan(tmp_path, environment):
     pty = pytest.importorskip("pty", reason="this system has no pseudo-terminals")
     for name in ("base", "tuned"):

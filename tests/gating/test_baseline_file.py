@@ -103,15 +103,17 @@ def test_what_is_written_is_read_again(any_file, tests):
         any_file.merge(test, found)
 
     kept = {test: found for test, found in tests.items() if found}
-    assert any_file.read() == kept
+    read = any_file.read()
+    assert read == kept
     for test, found in kept.items():
         for name, entry in found.items():
-            again = any_file.read()[test][name]
+            again = read[test][name]
             assert list(map(repr, again.numbers.values())) == list(
                 map(repr, (entry.numbers[number] for number in again.numbers))
             )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(recorded, texts, st.dictionaries(texts, entries, min_size=1, max_size=2))
 def test_the_entries_of_other_tests_stay(any_file, tests, test, found):
     any_file.path.write_text(spelled(tests), encoding="utf-8")

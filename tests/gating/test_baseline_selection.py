@@ -44,6 +44,7 @@ def test_of_what_has_no_tensors_nothing_is_said(result):
     assert selection(result) is None
 
 
+@pytest.mark.slow
 def test_a_baseline_of_other_tensors_fails_and_names_both(pytester, llama_pair, monkeypatch):
     monkeypatch.delenv("CI", raising=False)
     source = """

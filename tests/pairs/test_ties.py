@@ -136,7 +136,7 @@ def test_without_a_flag_the_default_of_the_class_decides(
         (None, None, {"model_type": "gpt2"}, False),
         ("own", "own", {"model_type": "gpt2"}, False),
         ("copy", None, {"model_type": "gpt2"} | TIED, False),
-        ("copy", None, {"model_type": "gpt2"}, True),
+        pytest.param("copy", None, {"model_type": "gpt2"}, True, marks=pytest.mark.slow),
     ],
 )
 def test_transformers_is_asked_only_when_a_one_sided_head_is_unclear(

@@ -380,10 +380,10 @@ def test_a_run_without_tests_leaves_the_report_of_another_alone(project, pair_op
 
 @pytest.mark.parametrize("wrong", ["--subnet-device=tpu", "--subnet-tuned=", "nowhere.py"])
 @pytest.mark.usefixtures("gate")
-def test_a_run_that_cannot_start_leaves_no_report_of_another(project, run_apart, wrong):
+def test_a_run_that_cannot_start_leaves_no_report_of_another(project, wrong):
     (project.path / "out.json").write_text(EARLIER)
 
-    result = run_apart("--subnet-report=out.json", wrong)
+    result = project.runpytest("--subnet-report=out.json", wrong)
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     if wrong == "nowhere.py":  # found out by pytest, in a session that has a report
@@ -394,22 +394,22 @@ def test_a_run_that_cannot_start_leaves_no_report_of_another(project, run_apart,
 
 @pytest.mark.parametrize("name", ["notes.txt", "README.md", "data.json", "index.html"])
 @pytest.mark.usefixtures("gate")
-def test_what_is_no_report_is_not_removed(project, run_apart, name):
+def test_what_is_no_report_is_not_removed(project, name):
     (project.path / name).write_text('{"version":1} pytest-subnet')
 
-    result = run_apart(f"--subnet-report={name}", "--subnet-device=tpu")
+    result = project.runpytest(f"--subnet-report={name}", "--subnet-device=tpu")
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert (project.path / name).read_text() == '{"version":1} pytest-subnet'
 
 
 @pytest.mark.parametrize("name", ["out.md", "out.json", "out.html"])
-def test_a_report_is_known_by_its_start(project, pair_options, run_apart, name):
+def test_a_report_is_known_by_its_start(project, pair_options, name):
     project.makepyfile(PASSES)
     project.runpytest(*pair_options, f"--subnet-report={name}")
     assert (project.path / name).exists()
 
-    run_apart(f"--subnet-report={name}", "--subnet-device=tpu")
+    project.runpytest(f"--subnet-report={name}", "--subnet-device=tpu")
 
     assert not (project.path / name).exists()
 
@@ -555,6 +555,7 @@ def test_a_report_that_cannot_be_written_in_the_end_fails_the_run(project, pair_
     result.stdout.no_fnmatch_line("*report written to*")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_leaves_no_report_that_could_be_taken_for_its_own(
     project, pair_options
 ):

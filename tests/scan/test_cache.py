@@ -647,6 +647,7 @@ print(known.read, known.taken, known.integers[:, 0].tolist())
 """
 
 
+@pytest.mark.slow
 def test_of_two_processes_that_race_one_reads(files: Path, kept: Path, tmp_path: Path) -> None:
     ready = [tmp_path / "ready-0", tmp_path / "ready-1"]
     racing = [

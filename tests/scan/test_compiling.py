@@ -116,6 +116,7 @@ print(module.calculate(3, module.Lane(1)))
 """
 
 
+@pytest.mark.slow
 def test_code_compiled_under_another_module_name_breaks_no_later_process(directory: Path) -> None:
     for script in (UNDER_ANOTHER_NAME, "from tiny import *; print(calculate(3, Lane(1)))"):
         assert run(script, directory, NUMBA_CACHE_DIR=str(directory / "cache")) == ("7\n", "")
@@ -163,6 +164,7 @@ print(type(kernel).__name__, counters.integers.tolist())
 COUNTED = "NumbaKernel [[2, 0, 0, 0, 1]]\n"
 
 
+@pytest.mark.slow
 def test_where_nothing_can_be_written_the_kernel_is_compiled_in_memory(tmp_path: Path) -> None:
     package = tmp_path / "pytest_subnet"
     ignored = shutil.ignore_patterns("__pycache__")
@@ -191,6 +193,7 @@ choose_kernel(None), choose_kernel("cpu")
 """
 
 
+@pytest.mark.slow
 def test_without_numba_torch_gives_the_same_integers_and_one_warning(tmp_path: Path) -> None:
     printed, logged = run(WITHOUT_NUMBA + COUNT, tmp_path)
     assert printed == COUNTED.replace("Numba", "Torch")

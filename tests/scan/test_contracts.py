@@ -188,6 +188,7 @@ pickle.dump([(c.integers, c.sums, c.peaks) for c in found], sys.stdout.buffer)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", [NumbaKernel, TorchKernel])
 def test_work_on_files_can_be_done_in_another_process(tmp_path: Path, kernel: type) -> None:
     for seed, name in enumerate(("base.bin", "tuned.bin")):

@@ -348,7 +348,7 @@ def test_a_tied_weight_that_lies_inside_whole_is_trained_whole():
 @pytest.mark.parametrize(
     "wrap",
     [
-        torch.compile,
+        pytest.param(torch.compile, marks=pytest.mark.slow),
         torch.nn.DataParallel,
         lambda model: torch.nn.ModuleDict({"model": model}),
     ],

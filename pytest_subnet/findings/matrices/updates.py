@@ -111,12 +111,10 @@ def read_update(pair: ModelPair, matrix: Matrix, *, grids: Sequence[str]) -> Upd
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     delta, by_row, by_column = (torch.empty(0) for _ in range(3))
     is_bfloat16 = tensor.tuned_dtype == tensor.dtype == "float32"
-    step = rows if matrix.at is not None else max(1, _ENTRIES // columns)
-    for start in range(0, rows, step):
-        block = slice(start, min(start + step, rows))
+    for block in _row_blocks(matrix):
         stored = _read(pair, matrix, block)
         base, tuned = (each.to(dtype) for each in stored)
-        if not start:
+        if not block.start:
             delta = torch.empty(rows, columns, dtype=wide, device=base.device)
             by_row = torch.empty(rows, dtype=torch.float64, device=base.device)
             by_column = torch.zeros(columns, dtype=torch.float64, device=base.device)
@@ -126,6 +124,27 @@ def read_update(pair: ModelPair, matrix: Matrix, *, grids: Sequence[str]) -> Upd
         if grids:
             by_row[block] = _add_square_gaps(by_column, *stored, grids)
     return UpdateMatrix(delta, _floor(by_row, by_column) if grids else None, is_bfloat16)
+
+
+def update_norm(pair: ModelPair, matrix: Matrix) -> float:
+    """‖tuned - base‖_F, with a block of rows in memory; no finite number with NaN or Inf."""
+    import torch
+
+    from pytest_subnet.findings.matrices.spectra import frobenius_norm
+
+    dtype = getattr(torch, pair.tensors[matrix.row].dtype)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    norms = []
+    for block in _row_blocks(matrix):
+        base, tuned = (each.to(dtype).to(wide) for each in _read(pair, matrix, block))
+        norms.append(frobenius_norm(tuned - base))
+    return math.hypot(*norms)
+
+
+def _row_blocks(matrix: Matrix) -> list[slice]:
+    rows, columns = matrix.shape
+    step = rows if matrix.at is not None else max(1, _ENTRIES // columns)
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
 def read_side(pair: ModelPair, matrix: Matrix, side: Literal["base", "tuned"]) -> torch.Tensor:

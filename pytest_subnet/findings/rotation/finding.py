@@ -12,7 +12,7 @@ from pytest_subnet.findings.common.fingerprints import of_pair
 from pytest_subnet.findings.common.result import Message, reworded
 from pytest_subnet.findings.matrices.base_cache import remembered
 from pytest_subnet.findings.matrices.fused import WHOLE, parts_of
-from pytest_subnet.findings.matrices.updates import read_side, read_update
+from pytest_subnet.findings.matrices.updates import read_side, read_update, update_norm
 from pytest_subnet.findings.matrices.work import choose_matrices, measure_matrices
 from pytest_subnet.findings.rotation.null import NULLS, turned_by_chance
 from pytest_subnet.findings.rotation.result import SingularRotation, SingularRotations
@@ -170,7 +170,6 @@ class _Rotating:
         return tuple(self._measure(pair, matrix, part) for part in parts)
 
     def _measure(self, pair: ModelPair, matrix: Matrix, part: Part) -> SingularRotation:
-        from pytest_subnet.findings.matrices.spectra import frobenius_norm
         from pytest_subnet.findings.matrices.subspaces import Subspace, leading
 
         tensor = pair.tensors[matrix.row]
@@ -195,10 +194,7 @@ class _Rotating:
         tuned = leading(stored, self.k, start=base)
         compared = _compare(base, tuned, stored)
         del stored
-        delta = part.of(read_update(pair, matrix, grids=()).delta)
-        norm = frobenius_norm(delta)
-        support = delta != 0 if self.null == "support" else None
-        del delta
+        norm, support = self._update(pair, matrix, part)
         mean, spread = self._null(pair, matrix, part, base, norm, support)
         sides = _SIDES[self.side]
         return SingularRotation(
@@ -222,6 +218,17 @@ class _Rotating:
             null_spread_deg=spread,
             method=tuned.method,
         )
+
+    def _update(
+        self, pair: ModelPair, matrix: Matrix, part: Part
+    ) -> tuple[float, torch.Tensor | None]:
+        """The norm of the update and, where the null asks for it, which entries have one."""
+        from pytest_subnet.findings.matrices.spectra import frobenius_norm
+
+        if self.null != "support" and not part.name:
+            return update_norm(pair, matrix), None
+        delta = part.of(read_update(pair, matrix, grids=()).delta)
+        return frobenius_norm(delta), delta != 0 if self.null == "support" else None
 
     def _null(
         self,
