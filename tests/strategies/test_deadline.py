@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 MEASURED = """
 from hypothesis import given, settings
 from pytest_subnet import assert_finite, update_sparsity

@@ -12,6 +12,8 @@ import pytest
 
 import pytest_subnet
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 HEAVY = ("numpy", "torch", "numba", "pytest_subnet.strategies", "pytest_subnet.pairs")
 

@@ -51,6 +51,7 @@ def moved(pair):
     return [each.name for each in update_sparsity(pair).per_tensor if each.updated]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", range(5))
 @pytest.mark.parametrize(
     ("part", "name"),
@@ -79,6 +80,7 @@ def directions(pair):
     return max(ranks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", range(4))
 def test_no_model_moved_in_two_directions(start):
     pair = shrunk(model_pairs(), lambda pair: directions(pair) < 2, start)
