@@ -126,19 +126,24 @@ def read_update(pair: ModelPair, matrix: Matrix, *, grids: Sequence[str]) -> Upd
     return UpdateMatrix(delta, _floor(by_row, by_column) if grids else None, is_bfloat16)
 
 
-def update_norm(pair: ModelPair, matrix: Matrix) -> float:
-    """‖tuned - base‖_F, with a block of rows in memory; no finite number with NaN or Inf."""
+def update_blocks(pair: ModelPair, matrix: Matrix) -> Iterator[torch.Tensor]:
+    """The update some rows at a time: `[rows, n]` each, in order, as `UpdateMatrix.delta`."""
     import torch
-
-    from pytest_subnet.findings.matrices.spectra import frobenius_norm
 
     dtype = getattr(torch, pair.tensors[matrix.row].dtype)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    norms = []
     for block in _row_blocks(matrix):
         base, tuned = (each.to(dtype).to(wide) for each in _read(pair, matrix, block))
-        norms.append(frobenius_norm(tuned - base))
-    return math.hypot(*norms)
+        yield tuned - base
+
+
+def base_blocks(pair: ModelPair, matrix: Matrix) -> Iterator[torch.Tensor]:
+    """The base some rows at a time: `[rows, n]` each, in order, as `read_side` gives it."""
+    if matrix.at is not None:
+        yield read_side(pair, matrix, "base")
+        return
+    for block in _row_blocks(matrix):
+        yield read_side(pair, matrix, "base", block)
 
 
 def _row_blocks(matrix: Matrix) -> list[slice]:
@@ -147,15 +152,28 @@ def _row_blocks(matrix: Matrix) -> list[slice]:
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
-def read_side(pair: ModelPair, matrix: Matrix, side: Literal["base", "tuned"]) -> torch.Tensor:
-    """One side of a matrix, `[m, n]`, in the dtype compared, on the pair's device."""
+def read_side(
+    pair: ModelPair,
+    matrix: Matrix,
+    side: Literal["base", "tuned"],
+    rows: slice | None = None,
+) -> torch.Tensor:
+    """One side of a matrix, `[m, n]`, in the dtype compared, on the pair's device.
+
+    Args:
+        pair: base and tuned.
+        matrix: one of its matrices.
+        side: which.
+        rows: some of a matrix that is a tensor of its own; None reads all.
+    """
     import torch
 
     tensor = pair.tensors[matrix.row]
     checkpoint = pair.base if side == "base" else pair.tuned
     name = tensor.base_name if side == "base" else tensor.tuned_name
     at = matrix.at
-    read = checkpoint.read(name, slice(0, matrix.shape[0]) if at is None else slice(at, at + 1))
+    whole = slice(0, matrix.shape[0]) if at is None else slice(at, at + 1)
+    read = checkpoint.read(name, rows or whole)
     stored = read if at is None else read[0]
     return stored.to(_device(pair, stored)).to(getattr(torch, tensor.dtype))
 

@@ -12,7 +12,12 @@ from pytest_subnet.findings.common.fingerprints import of_pair
 from pytest_subnet.findings.common.result import Message, reworded
 from pytest_subnet.findings.matrices.base_cache import remembered
 from pytest_subnet.findings.matrices.fused import WHOLE, parts_of
-from pytest_subnet.findings.matrices.updates import read_side, read_update, update_norm
+from pytest_subnet.findings.matrices.updates import (
+    base_blocks,
+    read_side,
+    read_update,
+    update_blocks,
+)
 from pytest_subnet.findings.matrices.work import choose_matrices, measure_matrices
 from pytest_subnet.findings.rotation.null import NULLS, turned_by_chance
 from pytest_subnet.findings.rotation.result import SingularRotation, SingularRotations
@@ -28,7 +33,7 @@ from pytest_subnet.recording import record
 from pytest_subnet.text import plural, safe
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Hashable, Iterable, Sequence
 
     import torch
 
@@ -223,12 +228,19 @@ class _Rotating:
         self, pair: ModelPair, matrix: Matrix, part: Part
     ) -> tuple[float, torch.Tensor | None]:
         """The norm of the update and, where the null asks for it, which entries have one."""
+        import torch
+
         from pytest_subnet.findings.matrices.spectra import frobenius_norm
 
-        if self.null != "support" and not part.name:
-            return update_norm(pair, matrix), None
-        delta = part.of(read_update(pair, matrix, grids=()).delta)
-        return frobenius_norm(delta), delta != 0 if self.null == "support" else None
+        blocks: Iterable[torch.Tensor] = update_blocks(pair, matrix)
+        if part.name:  # some rows or columns, of any block
+            blocks = [part.of(read_update(pair, matrix, grids=()).delta)]
+        norms, entries = [], []
+        for block in blocks:
+            norms.append(frobenius_norm(block))
+            if self.null == "support":
+                entries.append(block != 0)
+        return math.hypot(*norms), torch.cat(entries) if entries else None
 
     def _null(
         self,
@@ -244,13 +256,20 @@ class _Rotating:
         if not norm:
             return 0.0, 0.0
         turned = turned_by_chance(
-            part.of(read_side(pair, matrix, "base")),
+            lambda: _base_of(pair, matrix, part),
             base,
             norm,
             _SIDES[self.side],
             support=support,
         )
         return turned.mean, turned.deviation
+
+
+def _base_of(pair: ModelPair, matrix: Matrix, part: Part) -> Iterable[torch.Tensor]:
+    """The base of a part, some rows at a time."""
+    if part.name:
+        return [part.of(read_side(pair, matrix, "base"))]
+    return base_blocks(pair, matrix)
 
 
 @dataclass(frozen=True)

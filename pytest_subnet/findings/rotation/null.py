@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from itertools import chain
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from pytest_subnet.findings.matrices.spectra import frobenius_norm
 from pytest_subnet.findings.matrices.subspaces import leading, principal_angles_deg
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     import torch
 
     from pytest_subnet.findings.matrices.subspaces import Subspace
@@ -44,7 +47,7 @@ class Turned(NamedTuple):
 
 
 def turned_by_chance(
-    base: torch.Tensor,
+    read_base: Callable[[], Iterable[torch.Tensor]],
     known: Subspace,
     norm: float,
     sides: tuple[str, ...],
@@ -52,42 +55,52 @@ def turned_by_chance(
     support: torch.Tensor | None = None,
     draws: int = DRAWS,
 ) -> Turned:
-    """Add random updates to `base` and see how far its leading directions turn, on average.
+    """Add random updates to a base and see how far its leading directions turn, on average.
 
     Args:
-        base: `[m, n]`.
+        read_base: gives the base, `[m, n]`, some rows at a time, in order; called for each draw:
+            the base is not held beside what is made of it.
         known: its leading subspaces.
         norm: Frobenius norm of the updates.
         sides: `"left"`, `"right"` or both.
         support: `[m, n]` booleans: where the updates are not zero; None for everywhere.
         draws: how many.
     """
-    means = [_one(base, known, norm, sides, support, seed) for seed in range(draws)]
+    shape = known.left.shape[0], known.right.shape[0]
+    means = [
+        _mean_angle(_moved(read_base(), shape, norm, support, seed), known, sides)
+        for seed in range(draws)
+    ]
     mean = math.fsum(means) / draws
     spread = math.fsum((each - mean) ** 2 for each in means) / max(draws - 1, 1)
     return Turned(mean, math.sqrt(spread))
 
 
-def _one(
-    base: torch.Tensor,
-    known: Subspace,
+def _moved(
+    base: Iterable[torch.Tensor],
+    shape: tuple[int, int],
     norm: float,
-    sides: tuple[str, ...],
     support: torch.Tensor | None,
     seed: int,
-) -> float:
+) -> torch.Tensor:
+    """The base and a random update of this norm."""
     import torch
 
-    wide = torch.float64 if base.dtype == torch.float64 else torch.float32
+    rest = iter(base)
+    first = next(rest)
+    wide = torch.float64 if first.dtype == torch.float64 else torch.float32
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.empty(base.shape, dtype=wide).normal_(generator=generator).to(base.device)
+    noise = torch.empty(shape, dtype=wide).normal_(generator=generator).to(first.device)
     if support is not None:
-        noise.mul_(support)
+        for start in range(0, shape[0], _ROWS):  # at once, all of it would be cast
+            noise[start : start + _ROWS] *= support[start : start + _ROWS]
     size = frobenius_norm(noise)
     noise.mul_(norm / size if size else 0.0)
-    for start in range(0, len(base), _ROWS):  # added whole, a base of 16 bits would be cast whole
-        noise[start : start + _ROWS] += base[start : start + _ROWS]
-    return _mean_angle(noise, known, sides)
+    start = 0
+    for block in chain([first], rest):
+        noise[start : start + len(block)] += block
+        start += len(block)
+    return noise
 
 
 def _mean_angle(matrix: torch.Tensor, known: Subspace, sides: tuple[str, ...]) -> float:
