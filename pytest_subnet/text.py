@@ -180,3 +180,12 @@ def facts(verdict: str, rows: Iterable[tuple[str, str]]) -> str:
     An empty label continues the row above it.
     """
     return "\n".join([verdict, *(f"  {label:<11}{text}" for label, text in rows)])
+
+
+def column(label: str, lines: Iterable[str]) -> list[tuple[str, str]]:
+    """Rows of `facts` that share one label.
+
+    >>> column("note", ["cast", "tied"]), column("note", [])
+    ([('note', 'cast'), ('', 'tied')], [])
+    """
+    return [("" if number else label, line) for number, line in enumerate(lines)]

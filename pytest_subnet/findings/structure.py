@@ -16,7 +16,7 @@ from pytest_subnet.pairs.problems import describe
 from pytest_subnet.pairs.ties import config_flag, find_head, tied_by_config
 from pytest_subnet.recording import record
 from pytest_subnet.tables import table
-from pytest_subnet.text import facts, first_few, plural, safe
+from pytest_subnet.text import column, facts, first_few, plural, safe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,7 +52,7 @@ class SameStructure:
     def table(self) -> str:
         """The rows as text, under what was compared, cast, left out and renamed."""
         lines = [("pair", self.pair)]
-        lines += [("" if number else "note", note) for number, note in enumerate(self.notes)]
+        lines += column("note", self.notes)
         if self.renamed:
             lines.append(
                 ("renamed", first_few([f"{old} -> {new}" for old, new in self.renamed.items()]))
@@ -276,12 +276,12 @@ def _came_apart(result: Ties) -> str:
         f"{plural(len(result.broken), 'tie')} came apart",
         [
             ("pair", result.pair),
-            *(
+            *column(
+                "tie",
                 (
-                    "" if number else "tie",
-                    f"{safe(tie.name)} = {safe(tie.source)}:  base {tie.base}, tuned {tie.tuned}",
-                )
-                for number, tie in enumerate(result.broken)
+                    f"{safe(tie.name)} = {safe(tie.source)}:  base {tie.base}, tuned {tie.tuned}"
+                    for tie in result.broken
+                ),
             ),
             (
                 "usually",

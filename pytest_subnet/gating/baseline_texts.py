@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_subnet.text import facts, safe
+from pytest_subnet.text import column, facts, safe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -106,10 +106,7 @@ def changed(
     worst, *others = changes
     more = f", and {len(others):,} more" if others else ""
     rows = [("pair", safe(said["pair"]))] if "pair" in said else []
-    rows += [
-        ("" if number else "changed", f"{change}   ({change.allowed})")
-        for number, change in enumerate(changes)
-    ]
+    rows += column("changed", (f"{change}   ({change.allowed})" for change in changes))
     rows += _about(recorded, now)
     return facts(
         f"{worst}: not as recorded ({safe(name)}{more})",

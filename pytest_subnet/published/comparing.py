@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pytest_subnet.published.selecting import comparable, nearest
 from pytest_subnet.scan.tolerance import PAPER
 from pytest_subnet.tables import table
-from pytest_subnet.text import facts, percent, plural, safe, short_dtype
+from pytest_subnet.text import column, facts, percent, plural, safe, short_dtype
 
 if TYPE_CHECKING:
     from pytest_subnet.published.rows import PublishedSparsity
@@ -98,9 +98,9 @@ class PublishedComparison:
             paragraphs.append(("tolerance", text))
         paragraphs += [(f"[{number}]", note) for number, note in enumerate(self._notes(), 1)]
         return [
-            ("" if line else label, text)
+            row
             for label, paragraph in paragraphs
-            for line, text in enumerate(textwrap.wrap(paragraph, _WIDTH))
+            for row in column(label, textwrap.wrap(paragraph, _WIDTH))
         ]
 
     def to_dict(self) -> dict[str, object]:

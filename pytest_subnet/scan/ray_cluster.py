@@ -205,33 +205,36 @@ class Survey(NamedTuple):
     """Which nodes see which files.
 
     Attributes:
-        seen: the files that each node has as they are here, by its id.
-        trouble: of the other nodes, the name and what is wrong with which file.
+        seen: the files that each node has as they are here, by its id; no node that cannot work.
+        trouble: of the other nodes, the name and what is wrong with it, or with which file.
     """
 
     seen: Mapping[str, frozenset[str]]
-    trouble: Sequence[tuple[str, Mapping[str, str]]]
+    trouble: Sequence[tuple[str, Mapping[str, str] | str]]
 
     def nodes_with(self, paths: Collection[str]) -> frozenset[str]:
-        """The nodes that see all of `paths`.
+        """The nodes that see all of `paths`; of none, those that can work.
 
         Raises:
             CheckpointError: none does.
         """
         found = frozenset(node for node, seen in self.seen.items() if seen.issuperset(paths))
         if not found:
-            complaints = [
-                f"{name}: {safe(path)} {wrong[path]}"
-                for name, wrong in self.trouble
-                for path in [next(path for path in sorted(paths) if path in wrong)]
-            ]
+            complaints = [f"{name}: {_first_of(wrong, paths)}" for name, wrong in self.trouble]
             raise CheckpointError(
-                "no node of the Ray cluster has all files that are compared: "
+                "no node of the Ray cluster can read all that is compared: "
                 f"{'; '.join(complaints[:3])}"
                 f"{f' (and {len(complaints) - 3} more nodes)' if len(complaints) > 3 else ''}; put "
                 f"both checkpoints on a file system that the nodes share, {_OTHERWISE}"
             )
         return found
+
+
+def _first_of(wrong: Mapping[str, str] | str, paths: Collection[str]) -> str:
+    if isinstance(wrong, str):
+        return wrong
+    path = next(path for path in sorted(paths) if path in wrong)
+    return f"{safe(path)} {wrong[path]}"
 
 
 def survey(ray: Any, nodes: Sequence[Node], paths: Sequence[str]) -> Survey:
@@ -254,28 +257,25 @@ def survey(ray: Any, nodes: Sequence[Node], paths: Sequence[str]) -> Survey:
         asked[task.options(scheduling_strategy=there_alone).remote(paths)] = node
     answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_SURVEY_SECONDS)
     seen: dict[str, frozenset[str]] = {}
-    trouble: list[tuple[str, dict[str, str]]] = []
+    trouble: list[tuple[str, dict[str, str] | str]] = []
     for ref in answered:
         node = asked[ref]
         try:
             there_version, there = ray.get(ref)
         except RayError as error:
-            wrong = dict.fromkeys(paths, f"could not be looked for ({one_line(error)})")
-        else:
-            wrong = _differing(here, there)
-            if there_version != _version():
-                wrong = dict.fromkeys(
-                    paths,
-                    f"would be compared by pytest-subnet {safe(there_version)}, which is "
-                    f"{safe(_version())} here",
-                )
+            trouble.append((node.name, f"cannot work ({one_line(error)})"))
+            continue
+        if there_version != _version():
+            versions = f"{safe(there_version)}, which is {safe(_version())} here"
+            trouble.append((node.name, f"has pytest-subnet {versions}"))
+            continue
+        wrong = _differing(here, there)
         seen[node.id] = frozenset(paths) - wrong.keys()
         if wrong:
             trouble.append((node.name, wrong))
     for ref in silent:
         ray.cancel(ref)
-        reason = f"could not be looked for (no answer within {_SURVEY_SECONDS:.0f} seconds)"
-        trouble.append((asked[ref].name, dict.fromkeys(paths, reason)))
+        trouble.append((asked[ref].name, f"gave no answer within {_SURVEY_SECONDS:.0f} seconds"))
     return Survey(seen, trouble)
 
 

@@ -1,4 +1,4 @@
-"""What may leave this machine: names and byte ranges of files, never weights."""
+"""What may leave this machine: names, addresses and byte ranges of files, never weights."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def _segments_of(*columns: Sequence[Any]) -> _Segments:
 
 
 def paths_of(unit: ScanUnit) -> set[str]:
-    """The files in which a unit that may travel lies."""
-    return {extent.path for extent in (*(unit.base or ()), *(unit.tuned or ()))}
+    """The files on disk in which a unit that may travel lies."""
+    return _on_disk((*(unit.base or ()), *(unit.tuned or ())))
 
 
 def device_there(device: str | None) -> str | None:
@@ -59,13 +59,21 @@ def device_there(device: str | None) -> str | None:
 def _absolute(
     checkpoint: Checkpoint, name: str, extents: Sequence[Extent] | None
 ) -> tuple[Extent, ...]:
-    if extents is None or any(is_url(extent.path) for extent in extents):
+    if extents is None:
         raise CheckpointError(
             f'engine="ray" (--subnet-engine ray) reads files where its workers are, and '
             f"{safe(name)} of {safe(checkpoint.label)} is in no file as it is compared: it is in "
-            'memory, remote, compressed or computed; save the model first, or take engine="threads"'
+            'memory, compressed or computed; save the model first, or take engine="threads"'
         )
-    return tuple(extent._replace(path=str(Path(extent.path).absolute())) for extent in extents)
+    return tuple(
+        extent if is_url(extent.path) else extent._replace(path=str(Path(extent.path).absolute()))
+        for extent in extents
+    )
+
+
+def _on_disk(extents: Iterable[Extent]) -> set[str]:
+    """The paths among them: what is at an address is the same wherever it is asked for."""
+    return {extent.path for extent in extents if not is_url(extent.path)}
 
 
 class FileRanges(Checkpoint):
@@ -97,8 +105,8 @@ class FileRanges(Checkpoint):
         return cls(checkpoint.label, infos, extents)
 
     def paths_of(self, name: str) -> set[str]:
-        """The files in which `name` lies."""
-        return {extent.path for extent in self._extents[name]}
+        """The files on disk in which `name` lies."""
+        return _on_disk(self._extents[name])
 
     def names(self) -> Sequence[str]:
         """As `Checkpoint.names`."""

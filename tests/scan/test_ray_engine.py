@@ -35,6 +35,8 @@ from pytest_subnet.scan.gathering import scan
 from pytest_subnet.scan.ray_cluster import Node, Survey, connect, disconnect, nodes_of
 from pytest_subnet.scan.ray_engine import RayEngine
 
+from ..checkpoints.servers import FileServer, running
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -336,6 +338,34 @@ def test_a_file_that_is_gone_is_named(cluster: Any, checkpoints: Path, tmp_path:
     )
 
 
+def test_what_is_at_an_address_is_fetched_by_the_workers(
+    cluster: Any, checkpoints: Path, small_units: None
+) -> None:
+    files = {
+        f"/{name}/model.safetensors": (checkpoints / name / "model.safetensors").read_bytes()
+        for name in ("base", "step-2")
+    }
+    here = pair_of(checkpoints, "threads")
+    expected, bits = scan(here, range(42), ()), update_mask(here)
+    ranks = update_rank(here, include="*.[0-3].*")
+    with running(FileServer(files)) as server:
+        address = f"{server.address}/step-2?token=s3cret"  # a query that the server does without
+        for base in (f"{server.address}/base", checkpoints / "base"):
+            there = open_pair(base, address, engine="ray")
+            assert_same(scan(there, range(42), ()), expected)
+            mask = update_mask(there)
+            assert all(np.array_equal(mask[name], bits[name]) for name in bits)
+            found = update_rank(there, include="*.[0-3].*")
+            assert [each[:7] for each in found.per_tensor] == [e[:7] for e in ranks.per_tensor]
+        server.files["/step-2/model.safetensors"] = files["/base/model.safetensors"]
+        with pytest.raises(CheckpointError) as caught:
+            update_mask(there, atol=1e-3)
+    assert str(caught.value) == (
+        f"{server.address}/step-2 changed after the pair was opened; wait until it is written, "
+        "then open the pair again"
+    )
+
+
 def test_what_is_in_memory_does_not_travel(checkpoints: Path) -> None:
     weights = {"a.weight": torch.zeros(4, 4)}
     pair = open_pair(weights, {"a.weight": torch.ones(4, 4)}, engine="ray")
@@ -344,8 +374,8 @@ def test_what_is_in_memory_does_not_travel(checkpoints: Path) -> None:
             measure(pair)
         assert str(caught.value) == (
             'engine="ray" (--subnet-engine ray) reads files where its workers are, and a.weight of '
-            "dict of tensors is in no file as it is compared: it is in memory, remote, compressed "
-            'or computed; save the model first, or take engine="threads"'
+            "dict of tensors is in no file as it is compared: it is in memory, compressed or "
+            'computed; save the model first, or take engine="threads"'
         )
 
 
@@ -477,17 +507,19 @@ def test_no_file_of_a_pair_on_any_node_is_an_error_that_says_where() -> None:
         [
             ("10.0.0.1", {"/t": "cannot be read there (No such file or directory)"}),
             ("10.0.0.2", {"/b": "is another file there (other size or modification time)"}),
-            *((f"10.0.0.{n}", {"/b": "cannot be read there (x)"}) for n in (3, 4, 5)),
+            ("10.0.0.3", "gave no answer within 60 seconds"),
+            *((f"10.0.0.{n}", {"/b": "cannot be read there (x)"}) for n in (4, 5)),
         ],
     )
     assert survey.nodes_with(["/b"]) == {"1"}
+    assert survey.nodes_with([]) == {"1", "2"}  # what is at an address only
     with pytest.raises(CheckpointError) as caught:
         survey.nodes_with(["/b", "/t"])
     assert str(caught.value) == (
-        "no node of the Ray cluster has all files that are compared: 10.0.0.1: /t cannot be read "
+        "no node of the Ray cluster can read all that is compared: 10.0.0.1: /t cannot be read "
         "there (No such file or directory); 10.0.0.2: /b is another file there (other size or "
-        "modification time); 10.0.0.3: /b cannot be read there (x) (and 2 more nodes); put both "
-        'checkpoints on a file system that the nodes share, or take engine="threads" '
+        "modification time); 10.0.0.3: gave no answer within 60 seconds (and 2 more nodes); put "
+        'both checkpoints on a file system that the nodes share, or take engine="threads" '
         "(--subnet-engine threads)"
     )
 

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from pytest_subnet import CheckpointError, open_checkpoint, open_pair
 from pytest_subnet.checkpoints.base import Extent, TensorInfo
+from pytest_subnet.checkpoints.remote.urls import RemoteFile
 from pytest_subnet.scan.travelling import FileRanges, device_there, paths_of, to_travel
 from pytest_subnet.scan.units import cut
 
@@ -74,6 +75,15 @@ def test_ranges_run_across_files(tmp_path: Path) -> None:
             assert buffer == b"abcdefgh"[start:end]
     with pytest.raises(CheckpointError, match="has 8 bytes"):
         ranges.read_into("n", 5, memoryview(bytearray(4)))
+
+
+def test_an_address_travels_as_it_was_opened() -> None:
+    file = RemoteFile("https://host/w?token=s3cret", 8, 'etag "5f3c"')
+    ranges = FileRanges("x", {"n": TensorInfo("n", (8,), "uint8", 8)}, {"n": (Extent(file, 0, 8),)})
+    (there,) = pickle.loads(pickle.dumps(FileRanges.of(ranges, ["n"]))).extents("n", 0, 8)
+    assert (there.path.address, there.path.version) == (file.address, file.version)
+    assert "s3cret" not in repr(there)
+    assert ranges.paths_of("n") == set()  # no node need have it
 
 
 def test_what_is_in_no_file_does_not_travel() -> None:

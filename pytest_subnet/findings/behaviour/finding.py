@@ -30,7 +30,7 @@ from pytest_subnet.findings.common.bounds import check_limit, check_message
 from pytest_subnet.findings.common.result import Message, finite_or_none, reworded
 from pytest_subnet.recording import record
 from pytest_subnet.tables import table
-from pytest_subnet.text import facts, percent, plural, safe
+from pytest_subnet.text import column, facts, percent, plural, safe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -205,7 +205,7 @@ class BehaviourShift:
         counted = f"{plural(self.prompts, 'prompt')}, {plural(self.tokens, 'token')} predicted"
         under = f"{self.dtype}, {self.device}, {counted} among {self.vocabulary:,}"
         lines = [("pair", f"{self.pair}   ({under})")]
-        return lines + [("note" if i == 0 else "", note) for i, note in enumerate(self.notes)]
+        return lines + column("note", self.notes)
 
     def to_dict(self) -> dict[str, object]:
         """Plain JSON types, for reports and baselines."""

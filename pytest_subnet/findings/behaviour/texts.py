@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_subnet.findings.common.wording import WORST, limit_above, number_against
-from pytest_subnet.text import facts, percent, plural
+from pytest_subnet.text import column, facts, percent, plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -102,4 +102,4 @@ def _worst(noun: str, rows: Sequence[tuple[int, int, float, str]]) -> list[tuple
     ]
     if len(rows) > WORST:
         lines.append(f"… {len(rows) - WORST:,} more")
-    return [("" if place else "worst", line) for place, line in enumerate(lines)]
+    return column("worst", lines)

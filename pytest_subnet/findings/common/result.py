@@ -12,7 +12,7 @@ import numpy as np
 from pytest_subnet.checkpoints.dtypes import ARITHMETIC
 from pytest_subnet.findings.common.fingerprints import of_pair
 from pytest_subnet.scan.gathering import gather
-from pytest_subnet.text import plural, safe, short_dtype
+from pytest_subnet.text import column, plural, safe, short_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -54,7 +54,7 @@ class Coverage:
         tensors = f"{self.tensors:,}/{plural(self.tensors_total, 'tensor')}"
         measured = f"{self.tolerance}, {self.dtype}, {tensors}, {plural(self.numel, 'entry')}"
         lines = [("pair", f"{self.pair}   ({measured})")]
-        return lines + [("note" if i == 0 else "", note) for i, note in enumerate(self.notes)]
+        return lines + column("note", self.notes)
 
     def to_dict(self) -> dict[str, object]:
         """Plain JSON types."""

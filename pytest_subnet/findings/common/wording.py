@@ -6,7 +6,7 @@ import math
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from pytest_subnet.text import safe, spell_tensor
+from pytest_subnet.text import column, safe, spell_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -134,4 +134,4 @@ def worst(
     hidden = len(tensors) - WORST
     if hidden > 0:
         lines.append(f"… {hidden:,} more")
-    return [("" if number else "worst", line) for number, line in enumerate(lines)]
+    return column("worst", lines)

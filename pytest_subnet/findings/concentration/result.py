@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_subnet.tables import table
-from pytest_subnet.text import facts, percent, plural, safe
+from pytest_subnet.text import column, facts, percent, plural, safe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -113,7 +113,7 @@ class MaskConcentration:
                 f"{self.mask}: {self.count:,} / {plural(self.numel, 'entry')}   "
                 f"(density {percent(self.density)}, {tensors})",
             ),
-            *(("" if number else "note", note) for number, note in enumerate(self.notes)),
+            *column("note", self.notes),
         ]
 
     def to_dict(self) -> dict[str, object]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_subnet.findings.matrices.result import OfMatrices
 from pytest_subnet.tables import table
-from pytest_subnet.text import facts, plural
+from pytest_subnet.text import column, facts, plural
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -107,7 +107,7 @@ class DisplacementRanks(OfMatrices):
         matrices = f"{len(self.per_tensor):,}/{plural(self.matrices_total, 'matrix')}"
         what = f"{self.operator}, {self.form}, of {self.of}, {self.dtype}, {matrices}"
         lines = [("pair", f"{self.pair}   ({what})")]
-        return lines + [("note" if i == 0 else "", note) for i, note in enumerate(self.notes)]
+        return lines + column("note", self.notes)
 
     def rows(self) -> list[dict[str, object]]:
         """One row a matrix."""

@@ -12,7 +12,7 @@ from pytest_subnet.findings.common.wording import (
     worst,
 )
 from pytest_subnet.findings.dynamics.result import trajectory_rows
-from pytest_subnet.text import facts, first_few, percent, plural, safe
+from pytest_subnet.text import column, facts, first_few, percent, plural, safe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -169,7 +169,7 @@ def _steps(
     lines = [f"{safe(step.name).ljust(width)}  {number(step)}" for step in steps[:WORST]]
     if len(steps) > WORST:
         lines.append(f"… {len(steps) - WORST:,} more")
-    return [("" if row else "worst", line) for row, line in enumerate(lines)]
+    return column("worst", lines)
 
 
 def _wider_band(result: UpdateDynamics, level_by: float) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from pytest_subnet.findings.common.wording import WORST, bound_above, share_against, worst
 from pytest_subnet.findings.dynamics.result import trajectory_rows
-from pytest_subnet.text import facts, first_few, percent, plural, safe
+from pytest_subnet.text import column, facts, first_few, percent, plural, safe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,7 +69,7 @@ def _pairs(result: MasksExclusive, pairs: NDArray[np.int64]) -> list[tuple[str, 
     more = int(np.count_nonzero(counts)) - len(lines)
     if more > 0:
         lines.append(f"… {more:,} more pairs")
-    return [("" if number else "pairs", line) for number, line in enumerate(lines)]
+    return column("pairs", lines)
 
 
 def _infeasible(result: MasksExclusive) -> list[tuple[str, str]]:
@@ -161,5 +161,5 @@ def _steps(
         lines.append(f"… {len(steps) - WORST:,} more steps")
     return [
         *trajectory_rows(result.coverage),
-        *(("" if number else "steps", line) for number, line in enumerate(lines)),
+        *column("steps", lines),
     ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_subnet.tables import table
-from pytest_subnet.text import facts, percent, short_dtype
+from pytest_subnet.text import column, facts, percent, short_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -139,7 +139,7 @@ class ConsensusJaccard:
 
     def table(self) -> str:
         """The rows as text, under lines that say what was compared."""
-        lines = [("" if i else "masks", mask) for i, mask in enumerate(self.masks)]
+        lines = column("masks", self.masks)
         numbers = ["layer", "entries", "in all", "in any", "expected", "lift", "Jaccard"]
         return f"{facts(repr(self), lines)}\n\n{table(self.rows(), right=numbers)}"
 

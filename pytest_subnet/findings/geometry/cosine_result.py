@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_subnet.tables import table
-from pytest_subnet.text import facts, plural, short_dtype
+from pytest_subnet.text import column, facts, plural, short_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -160,7 +160,7 @@ class TaskVectorCosine:
     def table(self) -> str:
         """The rows as text, under lines that say what was compared."""
         lines = [("a", self.a), ("b", self.b)]
-        lines += [("" if i else "note", note) for i, note in enumerate(self.notes)]
+        lines += column("note", self.notes)
         numbers = ["layer", "entries", "cosine", "sd", "z"]
         return f"{facts(repr(self), lines)}\n\n{table(self.rows(), right=numbers)}"
 

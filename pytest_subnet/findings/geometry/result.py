@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_subnet.tables import table
-from pytest_subnet.text import facts, percent, plural, short_dtype
+from pytest_subnet.text import column, facts, percent, plural, short_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -221,7 +221,7 @@ class UpdateGeometry:
                 f"{plural(self.updated, 'entry')}, density {percent(self.updated / self.numel)}",
             ),
         ]
-        return lines + [("" if i else "note", note) for i, note in enumerate(self.notes)]
+        return lines + column("note", self.notes)
 
     def rows(self) -> list[dict[str, object]]:
         """One row a matrix."""

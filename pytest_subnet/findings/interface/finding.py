@@ -15,7 +15,7 @@ from pytest_subnet.pairs.model_pair import check_pair
 from pytest_subnet.pairs.selection import as_list
 from pytest_subnet.recording import record
 from pytest_subnet.tables import table
-from pytest_subnet.text import facts, first_few, nearest, plural, safe
+from pytest_subnet.text import column, facts, first_few, nearest, plural, safe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -84,7 +84,7 @@ class SameInterface:
         lines = [("pair", self.pair), ("compared", ", ".join(self.compared))]
         if self.left_out:
             lines.append(("left out", first_few(self.left_out, 8)))
-        lines += [("" if number else "note", note) for number, note in enumerate(self.notes)]
+        lines += column("note", self.notes)
         return f"{facts(repr(self), lines)}\n\n{table(self.rows())}"
 
     def to_dict(self) -> dict[str, object]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from pytest_subnet.text import facts, plural, redacted, safe
+from pytest_subnet.text import column, facts, plural, redacted, safe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -124,7 +124,7 @@ def same(base: object, tuned: object) -> bool:
 
 def differs(result: SameInterface) -> str:
     """The message of a failed `assert_same_interface`."""
-    rows = [("pair", result.pair), *(("note", note) for note in result.notes)]
+    rows = [("pair", result.pair), *column("note", result.notes)]
     rows += _column("differs", [spell_difference(each) for each in result.differences])
     if result.allowed:
         rows += _column("allowed", [each.place for each in result.allowed])
@@ -147,7 +147,7 @@ def _column(label: str, lines: Sequence[str]) -> list[tuple[str, str]]:
     shown = [safe(line) for line in lines[:_SHOWN]]
     if len(lines) > _SHOWN:
         shown.append(f"… {len(lines) - _SHOWN:,} more")
-    return [(label if number == 0 else "", line) for number, line in enumerate(shown)]
+    return column(label, shown)
 
 
 def _places(result: SameInterface) -> str:

@@ -11,7 +11,7 @@ from pytest_subnet.findings.common.wording import (
     number_against,
     share_against,
 )
-from pytest_subnet.text import facts, percent, plural, safe, spell_tensor
+from pytest_subnet.text import column, facts, percent, plural, safe, spell_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -256,7 +256,7 @@ def _furthest(
     lines = _aligned(rows[:WORST])
     if len(rows) > WORST:
         lines.append(f"… {len(rows) - WORST:,} more")
-    return [("" if number else "worst", line) for number, line in enumerate(lines)]
+    return column("worst", lines)
 
 
 def _aligned(rows: Sequence[TensorOverlap]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from pytest_subnet.findings.matrices.result import OfMatrices
 from pytest_subnet.tables import table
-from pytest_subnet.text import facts, percent, plural, spell_tensor
+from pytest_subnet.text import column, facts, percent, plural, spell_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -158,7 +158,7 @@ class UpdateRank(OfMatrices):
             ("pair", f"{self.pair}   ({self.dtype}, {matrices}, {plural(self.numel, 'entry')})"),
             ("tolerance", "singular values above σ1 · max(m, n) · 2^-23"),
         ]
-        return rows + [("" if i else "note", note) for i, note in enumerate(self.notes)]
+        return rows + column("note", self.notes)
 
     def rows(self) -> list[dict[str, object]]:
         """One row a matrix, for tables and reports."""

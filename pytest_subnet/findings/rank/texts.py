@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_subnet.findings.common.wording import WORST, bound_below, share_against
-from pytest_subnet.text import facts, percent, safe, spell_tensor
+from pytest_subnet.text import column, facts, percent, safe, spell_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -92,7 +92,7 @@ def _worst(
     ]
     if len(tensors) > WORST:
         lines.append(f"… {len(tensors) - WORST:,} more")
-    return [("" if row else "worst", line) for row, line in enumerate(lines)]
+    return column("worst", lines)
 
 
 def _to_accept(bound: str | None, otherwise: str = "") -> list[tuple[str, str]]:

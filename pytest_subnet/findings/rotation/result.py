@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from pytest_subnet.findings.matrices.result import OfMatrices
 from pytest_subnet.tables import table
-from pytest_subnet.text import facts, plural, spell_tensor
+from pytest_subnet.text import column, facts, plural, spell_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -236,7 +236,7 @@ class SingularRotations(OfMatrices):
                     f"{self.null_deg:.3g}°",
                 )
             )
-        return lines + [("" if i else "note", note) for i, note in enumerate(self.notes)]
+        return lines + column("note", self.notes)
 
     def rows(self) -> list[dict[str, object]]:
         """One row a matrix."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from pytest_subnet.findings.matrices.result import OfMatrices
 from pytest_subnet.tables import table
-from pytest_subnet.text import facts, plural, spell_tensor
+from pytest_subnet.text import column, facts, plural, spell_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -110,7 +110,7 @@ class SingularShifts(OfMatrices):
                 f"{len(self.per_tensor) - self.proven_by_norms:,} by all singular values",
             ),
         ]
-        return lines + [("" if i else "note", note) for i, note in enumerate(self.notes)]
+        return lines + column("note", self.notes)
 
     def rows(self) -> list[dict[str, object]]:
         """One row a matrix."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from pytest_subnet.tables import table
-from pytest_subnet.text import facts, percent, plural
+from pytest_subnet.text import column, facts, percent, plural
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -158,7 +158,7 @@ class SubnetworkScores:
                 f"(density {percent(self.density)}, {tensors})",
             ),
         ]
-        return lines + [("note" if i == 0 else "", note) for i, note in enumerate(self.notes)]
+        return lines + column("note", self.notes)
 
     def to_dict(self) -> dict[str, object]:
         """Plain JSON types, for reports and baselines."""

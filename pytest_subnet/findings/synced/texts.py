@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_subnet.pairs.problems import describe
-from pytest_subnet.text import facts, plural, safe, spell_tensor
+from pytest_subnet.text import column, facts, plural, safe, spell_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,7 +63,7 @@ def not_synced(result: Synced, found: Sequence[tuple[Movement, Difference | None
         f"{result.differing:,} of {plural(result.numel, 'entry')} have other bits",
         [
             *result.coverage.rows(),
-            *(("first" if not number else "", line) for number, line in enumerate(lines)),
+            *column("first", lines),
             *_usually(result),
             ("to accept", "leave the tensors out with exclude="),
         ],
