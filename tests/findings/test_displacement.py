@@ -146,6 +146,15 @@ def test_an_update_of_nothing_has_no_rank() -> None:
         displacement_rank(pair, of="update")
 
 
+@pytest.mark.parametrize("side", ["base", "tuned"])
+def test_an_update_is_of_numbers_on_both_sides(side: str) -> None:
+    name = "layers.0.structured.weight"
+    sides = {"base": {name: toeplitz(64, 48)}, "tuned": {name: dense(64, 48).bfloat16()}}
+    sides[side][name][3, 4] = torch.nan
+    with pytest.raises(SelectionError, match=f"{name} holds NaN or Inf and has no displacement"):
+        displacement_rank(open_pair(sides["base"], sides["tuned"]), of="update")
+
+
 def test_an_update_below_rounding_shows_no_structure() -> None:
     """A step or none of bf16 in some entries: rank 0 is no proof of a structure."""
     base = dense(64, 48).bfloat16()

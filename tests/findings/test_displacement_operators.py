@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pytest_subnet.findings.displacement import operators as operator_module
 from pytest_subnet.findings.displacement.operators import (
     Diagonal,
     DisplacementOperator,
@@ -68,6 +69,31 @@ def test_shifts_are_products(
     product = a @ matrix - matrix @ b if form == "sylvester" else matrix - a @ matrix @ b
     found = operator.displacement(torch.from_numpy(matrix), form)
     np.testing.assert_allclose(found.numpy(), product, atol=1e-12)
+
+
+@law
+@given(
+    operators(),
+    st.sampled_from(["sylvester", "stein"]),
+    st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
+    st.integers(1, 7),
+    st.integers(1, 50),
+)
+def test_some_rows_at_a_time_are_the_whole(
+    drawn: tuple[DisplacementOperator, int, int],
+    form: str,
+    dtype: torch.dtype,
+    rows: int,
+    entries: int,
+) -> None:
+    operator, m, n = drawn
+    matrix = torch.randn(m, n, generator=torch.Generator().manual_seed(entries)).to(dtype)
+    whole = operator.displacement(matrix, form)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(operator_module, "_ENTRIES", entries)
+        found = operator.displacement_of(lambda: matrix.split(rows), (m, n), form)
+    assert found.dtype == whole.dtype
+    assert torch.equal(found, whole)
 
 
 @law

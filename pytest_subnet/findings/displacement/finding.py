@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from pytest_subnet.checkpoints.dtypes import ARITHMETIC
@@ -15,7 +16,7 @@ from pytest_subnet.findings.displacement.operators import resolve_operator
 from pytest_subnet.findings.displacement.result import DisplacementRank, DisplacementRanks
 from pytest_subnet.findings.displacement.texts import nothing_to_see, too_high
 from pytest_subnet.findings.matrices.low_rank import count_above
-from pytest_subnet.findings.matrices.updates import read_side, read_update
+from pytest_subnet.findings.matrices.updates import side_blocks, update_blocks
 from pytest_subnet.findings.matrices.work import choose_matrices, measure_matrices
 from pytest_subnet.pairs.model_pair import ModelPair, check_pair
 from pytest_subnet.recording import record
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from pytest_subnet.findings.displacement.operators import DisplacementOperator, Form
+    from pytest_subnet.findings.displacement.operators import Blocks, DisplacementOperator, Form
     from pytest_subnet.findings.matrices.updates import Matrix
     from pytest_subnet.pairs.selection import Patterns
 
@@ -158,16 +159,17 @@ def _measure_matrix(
     source: object, operator: DisplacementOperator, form: Form, expected: int
 ) -> DisplacementRanks:
     matrix = _check_matrix(source)
-    named = _Named("matrix", None, "other", str(matrix.dtype).removeprefix("torch."))
-    displaced = _displace(named, matrix, _root_mean_square(matrix), operator, form)
+    shape, dtype = (matrix.shape[0], matrix.shape[1]), str(matrix.dtype).removeprefix("torch.")
+    named = _Named("matrix", shape, None, "other", dtype)
+    blocks = partial(iter, (matrix,))
     return DisplacementRanks(
-        pair=spell_tensor(named.dtype, matrix.shape),
+        pair=spell_tensor(dtype, shape),
         of="matrix",
         operator=operator.name,
         form=form,
         matrices_total=1,
         notes=(),
-        per_tensor=(_rank_of(named, displaced, operator, form, expected),),
+        per_tensor=(_rank_of(named, blocks, blocks, operator, form, expected),),
     )
 
 
@@ -212,20 +214,11 @@ class _Displacing:
     def measure(self, pair: ModelPair, matrix: Matrix) -> DisplacementRank:
         """As `MatrixWork.measure`."""
         tensor = pair.tensors[matrix.row]
-        named = _Named(matrix.name(tensor), tensor.layer, tensor.kind, tensor.dtype)
-        displaced = self._displaced(pair, matrix, named)
-        return _rank_of(named, displaced, self.operator, self.form, self.expected)
-
-    def _displaced(self, pair: ModelPair, matrix: Matrix, named: _Named) -> _Displaced:
-        source = read_side(pair, matrix, "base" if self.of == "base" else "tuned")
-        spread = _root_mean_square(source)
-        if self.of == "update":
-            del source  # both would be in memory
-            source = read_update(pair, matrix, grids=()).delta
-        elif source.itemsize < 4:
-            source = source.float()  # once, not for each step
+        named = _Named(matrix.name(tensor), matrix.shape, tensor.layer, tensor.kind, tensor.dtype)
+        stored = partial(side_blocks, pair, matrix, "base" if self.of == "base" else "tuned")
+        source = partial(update_blocks, pair, matrix) if self.of == "update" else stored
         try:
-            return _displace(named, source, spread, self.operator, self.form)
+            return _rank_of(named, source, stored, self.operator, self.form, self.expected)
         except ValueError as error:
             raise ValueError(f"{safe(named.name)}: {error}") from None
 
@@ -234,48 +227,40 @@ class _Named(NamedTuple):
     """What a matrix is called and what it is for."""
 
     name: str
+    shape: tuple[int, int]
     layer: int | None
     kind: str
     dtype: str
 
 
-class _Displaced(NamedTuple):
-    """What is left of a matrix after its displacement.
-
-    Attributes:
-        moved: `[m, n]`, the displacement; the matrix itself is not in memory any more.
-        spread: root mean square of what was rounded to the storage dtype.
-    """
-
-    moved: torch.Tensor
-    spread: float
-
-
-def _displace(
-    named: _Named,
-    source: torch.Tensor,
-    spread: float,
-    operator: DisplacementOperator,
-    form: Form,
-) -> _Displaced:
-    if not math.isfinite(spread):
-        raise SelectionError(f"{safe(named.name)} holds NaN or Inf and has no displacement rank")
-    if not bool(source.any()):
-        raise SelectionError(
-            f"{safe(named.name)} holds zeros alone, and every displacement of it has rank 0"
-        )
-    return _Displaced(operator.displacement(source, form), spread)
-
-
 def _rank_of(
     named: _Named,
-    displaced: _Displaced,
+    source: Blocks,
+    stored: Blocks,
     operator: DisplacementOperator,
     form: Form,
     expected: int,
 ) -> DisplacementRank:
-    moved, spread = displaced
-    shape = (moved.shape[0], moved.shape[1])
+    """The rank of one matrix, of which at no time more is in memory than its displacement.
+
+    Args:
+        named: what it is called.
+        source: the matrix, some rows at a time.
+        stored: likewise what was rounded to the storage dtype.
+        operator: what is applied.
+        form: how.
+        expected: the rank that it may have.
+    """
+    shape = named.shape
+    operator.check_shape(shape)
+    spread = _norm(stored, named) / math.sqrt(math.prod(shape))
+    if source is not stored:
+        _norm(source, named)
+    if not any(bool(block.any()) for block in source()):
+        raise SelectionError(
+            f"{safe(named.name)} holds zeros alone, and every displacement of it has rank 0"
+        )
+    moved = operator.displacement_of(source, shape, form)
     tolerance = _tolerance(named.dtype, spread * operator.noise(shape, form), shape)
     counted = count_above(moved, tolerance, expected=expected)
     return DisplacementRank(
@@ -292,10 +277,14 @@ def _rank_of(
     )
 
 
-def _root_mean_square(matrix: torch.Tensor) -> float:
+def _norm(blocks: Blocks, named: _Named) -> float:
+    """The Frobenius norm; raise where it is no number."""
     from pytest_subnet.findings.matrices.spectra import frobenius_norm
 
-    return frobenius_norm(matrix) / math.sqrt(matrix.numel())
+    norm = math.hypot(*(frobenius_norm(block) for block in blocks()))
+    if not math.isfinite(norm):
+        raise SelectionError(f"{safe(named.name)} holds NaN or Inf and has no displacement rank")
+    return norm
 
 
 def _tolerance(dtype: str, spread: float, shape: tuple[int, int]) -> float:

@@ -14,14 +14,20 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 from pytest_subnet.text import nearest, safe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     import numpy as np
     import torch
     from numpy.typing import NDArray
 
+Blocks: TypeAlias = "Callable[[], Iterable[torch.Tensor]]"
+"""A matrix some rows at a time, in order, as often as it is asked for."""
+
 Form: TypeAlias = Literal["sylvester", "stein"]
 FORMS = ("sylvester", "stein")
+
+_ENTRIES = 1 << 24
+"""How many entries of a matrix are in memory at a time, beside its displacement."""
 
 _APART = 1e-10
 """Eigenvalues nearer than this are the same one; those of shifts are further apart, or equal."""
@@ -243,18 +249,41 @@ class DisplacementOperator:
         >>> int(torch.linalg.matrix_rank(moved))
         1
         """
+        return self.displacement_of(lambda: [matrix], (matrix.shape[0], matrix.shape[1]), form)
+
+    def displacement_of(
+        self,
+        blocks: Blocks,
+        shape: tuple[int, int],
+        form: Form = "sylvester",
+    ) -> torch.Tensor:
+        """The same of a matrix that is never in memory as a whole.
+
+        `A` moves rows, and takes some columns at a time; `B` moves columns, and takes some rows.
+
+        Args:
+            blocks: gives the matrix some rows at a time, in order, as often as it is asked.
+            shape: `(m, n)`.
+            form: as in `displacement`.
+        """
         import torch
 
-        self.check_shape(tuple(matrix.shape))
-        wide = torch.float64 if matrix.dtype == torch.float64 else torch.float32
-        out = torch.zeros(matrix.shape, dtype=wide, device=matrix.device)
-        self.left.add_left(matrix, out, 1.0)
-        if form == "sylvester":
-            self.right.add_right(matrix, out, -1.0)
-            return out
-        result = matrix.to(wide, copy=True)
-        self.right.add_right(out, result, -1.0)
-        return result
+        self.check_shape(shape)
+        out = _zeros(blocks, shape)
+        width = max(1, _ENTRIES // shape[0])
+        for panel in (slice(start, start + width) for start in range(0, shape[1], width)):
+            self.left.add_left(_columns(blocks, panel, out), out[:, panel], 1.0)
+        start, step = 0, max(1, _ENTRIES // shape[1])
+        for block in (part for whole in blocks() for part in torch.split(whole, step)):
+            rows = out[start : start + block.shape[0]]
+            start += block.shape[0]
+            if form == "sylvester":
+                self.right.add_right(block.to(out.dtype), rows, -1.0)
+            else:
+                left = block.to(out.dtype, copy=True)
+                self.right.add_right(rows, left, -1.0)
+                rows.copy_(left)
+        return out
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raise `ValueError` unless the operator fits a matrix of `shape`."""
@@ -305,6 +334,29 @@ _STEIN: dict[str, Callable[[], DisplacementOperator]] = {
     "hankel": lambda: DisplacementOperator("hankel", Shift(0), Shift(0)),
 }
 _WITH_NODES = ("vandermonde", "cauchy")
+
+
+def _zeros(blocks: Blocks, shape: tuple[int, int]) -> torch.Tensor:
+    """Room for a displacement, where the matrix is."""
+    import torch
+
+    first = next(iter(blocks()))
+    wide = torch.float64 if first.dtype == torch.float64 else torch.float32
+    return torch.zeros(shape, dtype=wide, device=first.device)
+
+
+def _columns(blocks: Blocks, panel: slice, like: torch.Tensor) -> torch.Tensor:
+    """Some columns of the matrix, all rows of them."""
+    found, start = like.new_empty(0), 0
+    for block in blocks():
+        part = block[:, panel]
+        if part.shape[0] == like.shape[0]:
+            return part
+        if not start:
+            found = like.new_empty(like.shape[0], part.shape[1])
+        found[start : start + part.shape[0]] = part
+        start += part.shape[0]
+    return found
 
 
 def resolve_operator(

@@ -30,7 +30,7 @@ SMALL = 256
 COLUMNS = 2048
 """How much of the long side is in float64 at a time."""
 
-_ENTRIES = 1 << 22
+_ENTRIES = 1 << 20
 """How many entries are looked at at once."""
 
 _FURTHEST = 1000

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from pytest_subnet.checkpoints.dtypes import DTYPES
 from pytest_subnet.scan.found import STRATA, rounded_to
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from pytest_subnet.pairs import ModelPair
     from pytest_subnet.pairs.model_pair import TensorPair
 
-_ENTRIES = 1 << 23
+Side: TypeAlias = Literal["base", "tuned"]
+
+_ENTRIES = 1 << 20
 """How many entries of each side are in memory at a time, besides the difference."""
 
 _WIDE = 1 << 22
@@ -137,13 +139,13 @@ def update_blocks(pair: ModelPair, matrix: Matrix) -> Iterator[torch.Tensor]:
         yield tuned - base
 
 
-def base_blocks(pair: ModelPair, matrix: Matrix) -> Iterator[torch.Tensor]:
-    """The base some rows at a time: `[rows, n]` each, in order, as `read_side` gives it."""
+def side_blocks(pair: ModelPair, matrix: Matrix, side: Side) -> Iterator[torch.Tensor]:
+    """One side some rows at a time: `[rows, n]` each, in order, as `read_side` gives it."""
     if matrix.at is not None:
-        yield read_side(pair, matrix, "base")
+        yield read_side(pair, matrix, side)
         return
     for block in _row_blocks(matrix):
-        yield read_side(pair, matrix, "base", block)
+        yield read_side(pair, matrix, side, block)
 
 
 def _row_blocks(matrix: Matrix) -> list[slice]:
@@ -155,7 +157,7 @@ def _row_blocks(matrix: Matrix) -> list[slice]:
 def read_side(
     pair: ModelPair,
     matrix: Matrix,
-    side: Literal["base", "tuned"],
+    side: Side,
     rows: slice | None = None,
 ) -> torch.Tensor:
     """One side of a matrix, `[m, n]`, in the dtype compared, on the pair's device.

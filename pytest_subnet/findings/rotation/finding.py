@@ -13,9 +13,9 @@ from pytest_subnet.findings.common.result import Message, reworded
 from pytest_subnet.findings.matrices.base_cache import remembered
 from pytest_subnet.findings.matrices.fused import WHOLE, parts_of
 from pytest_subnet.findings.matrices.updates import (
-    base_blocks,
     read_side,
     read_update,
+    side_blocks,
     update_blocks,
 )
 from pytest_subnet.findings.matrices.work import choose_matrices, measure_matrices
@@ -269,7 +269,7 @@ def _base_of(pair: ModelPair, matrix: Matrix, part: Part) -> Iterable[torch.Tens
     """The base of a part, some rows at a time."""
     if part.name:
         return [part.of(read_side(pair, matrix, "base"))]
-    return base_blocks(pair, matrix)
+    return side_blocks(pair, matrix, "base")
 
 
 @dataclass(frozen=True)
