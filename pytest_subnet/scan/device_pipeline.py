@@ -7,6 +7,7 @@ number of workers; where the GPU has no room for a piece, smaller ones are tried
 
 from __future__ import annotations
 
+import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 IN_FLIGHT_BYTES = 512 * 1024 * 1024
 """Pinned memory of all workers together, and as much on the GPU."""
 
-IN_PLACE_BYTES = 1024 * 1024 * 1024
+IN_PLACE_BYTES = 4 * 1024 * 1024 * 1024
 """A side's share of a unit that is compared where it lies: one launch for many tensors."""
 
 _LEAST_BYTES = 1024 * 1024
@@ -48,7 +49,7 @@ def gpu_of(pair: ModelPair) -> str | None:
     """The GPU in whose memory all of `pair` lies; None where it does not, or not all on one."""
     devices = {_device_of(side) for side in (pair.base, pair.tuned)}
     found = devices.pop() if len(devices) == 1 else None
-    return found if pair.device is None or found == _indexed(pair.device) else None
+    return found if pair.device is None or found == indexed(pair.device) else None
 
 
 def _device_of(checkpoint: Checkpoint) -> str | None:
@@ -56,8 +57,8 @@ def _device_of(checkpoint: Checkpoint) -> str | None:
 
     if not isinstance(checkpoint, TensorsCheckpoint):
         return None
-    devices = {str(checkpoint.tensor(name).device) for name in checkpoint.names()}
-    found = devices.pop() if len(devices) == 1 else "cpu"
+    devices = {checkpoint.tensor(name).device for name in checkpoint.names()}
+    found = str(devices.pop()) if len(devices) == 1 else "cpu"
     return found if found.startswith("cuda") else None
 
 
@@ -66,13 +67,20 @@ def is_gpu(device: str | None) -> bool:
     return device is not None and device.startswith("cuda")
 
 
-def _indexed(device: str) -> str:
-    """`cuda` is the current one."""
+def indexed(device: str) -> str:
+    """`cuda` is the current one of the thread that asks: workers have another."""
     if device != "cuda":
         return device
     import torch
 
     return f"cuda:{torch.cuda.current_device()}"
+
+
+def wait_for_caller() -> None:
+    """Wait until what the calling thread gave its GPU to do is done: workers do not wait for it."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.current_stream().synchronize()
 
 
 def comparing(
@@ -85,7 +93,7 @@ def comparing(
     """The `Work` for a device: on a GPU by Triton, where there is one."""
     if device is None or device == "cpu" or not has_triton():
         return Compare(kernel, tolerances, base, tuned, device)
-    gpu = _indexed(device)
+    gpu = indexed(device)
     return CompareOnGpu(device_kernel(gpu), tolerances, base, tuned, gpu)
 
 
@@ -214,7 +222,7 @@ class Lane:
         self._stream = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
         with torch.cuda.stream(self._stream):  # memory that no other stream still reads from
             self._there = torch.empty((2, nbytes), dtype=torch.uint8, device=device)
-        self._here = torch.empty((2, nbytes), dtype=torch.uint8, pin_memory=on_gpu)
+        self._here = torch.empty((2, nbytes), dtype=torch.uint8, device="cpu", pin_memory=on_gpu)
 
     def compare(self, unit: ScanUnit, reader: FileReader, counters: Counters) -> None:
         """Read, copy and compare a unit that is in files."""
@@ -297,7 +305,7 @@ def lane_on(device: str) -> Lane:
     nbytes = piece_bytes()
     while True:
         try:
-            return Lane(torch.device(_indexed(device)), nbytes)
+            return Lane(torch.device(indexed(device)), nbytes)
         except RuntimeError as error:  # torch.OutOfMemoryError is one; for pinned memory it is not
             if "out of memory" not in str(error):
                 raise

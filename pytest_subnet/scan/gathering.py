@@ -11,7 +11,12 @@ import numpy as np
 from pytest_subnet import progress
 from pytest_subnet.scan.cache import NoCache, ScanCache, cache_of
 from pytest_subnet.scan.counters import Counters
-from pytest_subnet.scan.device_pipeline import IN_PLACE_BYTES, comparing, gpu_of
+from pytest_subnet.scan.device_pipeline import (
+    IN_PLACE_BYTES,
+    comparing,
+    gpu_of,
+    wait_for_caller,
+)
 from pytest_subnet.scan.engines import MadeThere, ThreadEngine
 from pytest_subnet.scan.kernels import choose_kernel
 from pytest_subnet.scan.pooling import is_spread, scan_together
@@ -142,6 +147,7 @@ def scan(pair: ModelPair, rows: Sequence[int], tolerances: Sequence[Tolerance]) 
     """
     if is_spread(pair):
         return scan_together(pair, rows, tolerances, scan)
+    wait_for_caller()
     gpu = gpu_of(pair)
     units = cut(pair, rows, IN_PLACE_BYTES if gpu else None)
     work: Work[ScanUnit, Counters]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
+import os
+from subprocess import SubprocessError
 from typing import TYPE_CHECKING
 
 from pytest_subnet.errors import SubnetError
@@ -74,14 +76,20 @@ def _is_cuda(device: str | None) -> bool:
 
 @functools.cache
 def has_triton() -> bool:
-    """Whether Triton can be imported; says what it costs where it cannot."""
+    """Whether Triton can be used; says what it costs where it cannot."""
+    import torch
+
     try:
         importlib.import_module("triton")
-    except ImportError as error:
+        if torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+            # Builds what it starts programs with, for which it needs a compiler and the driver.
+            driver = importlib.import_module("triton.runtime.driver").driver
+            driver.active.get_current_target()
+    except (ImportError, AssertionError, OSError, RuntimeError, SubprocessError) as error:
         _log.warning(
-            "comparing on the GPU with torch, several times slower: triton cannot be imported "
-            "(%s); install the triton that belongs to torch (pip install triton)",
-            error,
+            "comparing on the GPU with torch, several times slower: triton cannot be used (%s); "
+            "install the triton that belongs to torch (pip install triton), and a C compiler",
+            str(error).partition("\n")[0],
         )
         return False
     return True

@@ -21,7 +21,15 @@ from pytest_subnet.scan.comparing import (
 )
 from pytest_subnet.scan.contracts import FileKernel, FileMaskKernel
 from pytest_subnet.scan.counters import Counters
-from pytest_subnet.scan.device_pipeline import Lane, gpu_of, is_gpu, lane_on, piece_bytes
+from pytest_subnet.scan.device_pipeline import (
+    Lane,
+    gpu_of,
+    indexed,
+    is_gpu,
+    lane_on,
+    piece_bytes,
+    wait_for_caller,
+)
 from pytest_subnet.scan.engines import MadeThere
 from pytest_subnet.scan.found import STRATA, Found, StrataCounts, merged, rounded_to
 from pytest_subnet.scan.gathering import ledger, results_of, sources, total
@@ -103,6 +111,7 @@ def mark(
         pair.check_unchanged()
         pair.check_second_names()
         tolerances = [t for t in dict.fromkeys((*known.declared, tolerance)) if not t.same_bits]
+        wait_for_caller()
         is_brought = is_gpu(pair.device) and gpu_of(pair) is None
         units = cut(pair, rows, piece_bytes() if is_brought else None)
         work: Work[ScanUnit, Marks]
@@ -116,7 +125,7 @@ def mark(
                 tuple(tolerances),
                 tolerance,
                 *sources(pair, units),
-                pair.device,
+                None if pair.device is None else indexed(pair.device),
             )
 
         def settle(unit: ScanUnit, marks: Marks) -> Kept:

@@ -1,9 +1,9 @@
 """What runs on the GPU: one program a chunk of entries, each side read once.
 
-Entries are held as `[lanes, rows, vector]`: a lane is a thread, its vector is one load of 16 bytes,
-and sums over rows and vectors stay inside of the thread. Where chunks lie is a table of addresses,
-so that one launch serves any number of tensors. Nothing is added up between programs: each writes
-what it found into its own column of `out`, so that the sums do not depend on who was quicker.
+Entries are held by lanes and vectors: a lane is a thread, its vector is one load of 16 bytes, and
+sums over vectors stay inside of the thread. Where chunks lie is a table of addresses, so that one launch
+serves any number of tensors. Nothing is added up between programs: each writes what it found into its
+own column of `out`, so that the sums do not depend on who was quicker.
 
 `table` is int64: the limits (absolute and relative, four of each, the bits of float64), then rows
 of `chunks` numbers each: the address of base, of tuned, of the mask's bytes, and how many entries.
@@ -97,6 +97,20 @@ def _put_float(out, column, chunk, chunks, value, mask):
     tl.store(out + column * chunks + chunk, bits, mask=mask)
 
 
+@triton.jit
+def _bound(near, share, before, after, RELATIVE: tl.constexpr):
+    if RELATIVE:
+        return share * tl.maximum(tl.abs(before), tl.abs(after))
+    else:
+        return near
+
+
+@triton.jit
+def _ones(flags):
+    """As float32: one instruction a flag, and additions that the units for integers are spared."""
+    return tl.where(flags, 1.0, 0.0)
+
+
 @triton.jit(do_not_specialize=["chunks"])
 def count_ordinary(
     table,
@@ -104,6 +118,7 @@ def count_ordinary(
     chunks,
     DTYPE: tl.constexpr,
     TOLERANCES: tl.constexpr,
+    RELATIVE: tl.constexpr,
     MARK: tl.constexpr,
     U: tl.constexpr,
     L: tl.constexpr,
@@ -118,23 +133,21 @@ def count_ordinary(
     base = _words_at(table, 0, chunk, chunks, DTYPE)
     tuned = _words_at(table, 1, chunk, chunks, DTYPE)
     count = tl.load(table + 2 * _LIMITS + 3 * chunks + chunk).to(tl.int32)
-    lane = tl.arange(0, L)[:, None, None]
-    row = tl.arange(0, U)[None, :, None]
-    offsets = (row * L + lane) * V + tl.arange(0, V)[None, None, :]
+    offsets = tl.arange(0, L)[:, None] * V + tl.arange(0, V)[None, :]
     if MARK != "":
         marks = tl.load(table + 2 * _LIMITS + 2 * chunks + chunk).to(tl.pointer_type(tl.uint8))
-        places = tl.arange(0, U)[None, :] * L + tl.arange(0, L)[:, None]
+        place = tl.arange(0, V)[None, :]
     number = tl.float64 if DTYPE == "float32" else tl.float32
-    changed = tl.zeros([L], tl.int32)
-    flips = tl.zeros([L], tl.int32)
-    beyond_0 = tl.zeros([L], tl.int32)
-    beyond_1 = tl.zeros([L], tl.int32)
-    beyond_2 = tl.zeros([L], tl.int32)
-    beyond_3 = tl.zeros([L], tl.int32)
+    changed = tl.zeros([L], tl.float32)  # exact up to 2^24, and a chunk has 2^20 entries
+    moved = tl.zeros([L], tl.float32)
+    beyond_0 = tl.zeros([L], tl.float32)
+    beyond_1 = tl.zeros([L], tl.float32)
+    beyond_2 = tl.zeros([L], tl.float32)
+    beyond_3 = tl.zeros([L], tl.float32)
     delta_squares = tl.zeros([L], tl.float64)
     base_squares = tl.zeros([L], tl.float64)
     tuned_squares = tl.zeros([L], tl.float64)
-    peak = tl.zeros([L], number)
+    peaks = tl.zeros([L, V], number)
     if TOLERANCES > 0:
         near_0, share_0 = _limit(table, 0, DTYPE), _limit(table, _LIMITS, DTYPE)
     if TOLERANCES > 1:
@@ -144,33 +157,63 @@ def count_ordinary(
     if TOLERANCES > 3:
         near_3, share_3 = _limit(table, 3, DTYPE), _limit(table, _LIMITS + 3, DTYPE)
     for start in range(0, count, U * L * V):
-        left = tl.load(tl.multiple_of(base + start + offsets, (16, 16, 16)))
-        right = tl.load(tl.multiple_of(tuned + start + offsets, (16, 16, 16)))
-        before = _value(left, DTYPE)
-        after = _value(right, DTYPE)
-        differs = left != right
-        changed += _count(differs)
-        flips += _count(differs & (before == 0) & (after == 0))
-        delta = after - before
-        size = tl.abs(delta)
+        ones_changed = tl.zeros([L, V], tl.float32)
+        ones_moved = tl.zeros([L, V], tl.float32)
+        ones_0 = tl.zeros([L, V], tl.float32)
+        ones_1 = tl.zeros([L, V], tl.float32)
+        ones_2 = tl.zeros([L, V], tl.float32)
+        ones_3 = tl.zeros([L, V], tl.float32)
+        some_delta = tl.zeros([L, V], number)
+        some_base = tl.zeros([L, V], number)
+        some_tuned = tl.zeros([L, V], number)
+        for step in tl.static_range(U):
+            first = start + step * L * V
+            left = tl.load(tl.multiple_of(base + first + offsets, (16, 16)))
+            right = tl.load(tl.multiple_of(tuned + first + offsets, (16, 16)))
+            before = _value(left, DTYPE)
+            after = _value(right, DTYPE)
+            differs = left != right
+            delta = after - before
+            size = tl.abs(delta)
+            ones_changed += _ones(differs)
+            ones_moved += _ones(size > 0)  # other bits of the same value: a zero's sign
+            if TOLERANCES > 0:
+                beyond = size > _bound(near_0, share_0, before, after, RELATIVE % 2 == 1)
+                ones_0 += _ones(beyond)
+            if TOLERANCES > 1:
+                bound = _bound(near_1, share_1, before, after, RELATIVE // 2 % 2 == 1)
+                ones_1 += _ones(size > bound)
+            if TOLERANCES > 2:
+                bound = _bound(near_2, share_2, before, after, RELATIVE // 4 % 2 == 1)
+                ones_2 += _ones(size > bound)
+            if TOLERANCES > 3:
+                bound = _bound(near_3, share_3, before, after, RELATIVE // 8 % 2 == 1)
+                ones_3 += _ones(size > bound)
+            some_delta += delta * delta
+            some_base += before * before
+            some_tuned += after * after
+            peaks = tl.maximum(peaks, size)
+            if MARK != "":
+                if MARK == "bits":
+                    found = tl.sum(differs.to(tl.int32) << place, axis=1).to(tl.uint8)
+                else:
+                    found = tl.sum(beyond.to(tl.int32) << place, axis=1).to(tl.uint8)
+                tl.store(marks + first // 8 + tl.arange(0, L), found)
+        changed += tl.sum(ones_changed, axis=1)
+        moved += tl.sum(ones_moved, axis=1)
         if TOLERANCES > 0:
-            larger = tl.maximum(tl.abs(before), tl.abs(after))
-            first = size > share_0 * larger + near_0
-            beyond_0 += _count(first)
+            beyond_0 += tl.sum(ones_0, axis=1)
         if TOLERANCES > 1:
-            beyond_1 += _count(size > share_1 * larger + near_1)
+            beyond_1 += tl.sum(ones_1, axis=1)
         if TOLERANCES > 2:
-            beyond_2 += _count(size > share_2 * larger + near_2)
+            beyond_2 += tl.sum(ones_2, axis=1)
         if TOLERANCES > 3:
-            beyond_3 += _count(size > share_3 * larger + near_3)
-        delta_squares += _lanes(delta * delta).to(tl.float64)
-        base_squares += _lanes(before * before).to(tl.float64)
-        tuned_squares += _lanes(after * after).to(tl.float64)
-        peak = tl.maximum(peak, tl.max(tl.max(size, axis=2), axis=1))
-        if MARK == "bits":
-            tl.store(marks + start // 8 + places, _bytes_of(differs, V))
-        elif MARK == "beyond":
-            tl.store(marks + start // 8 + places, _bytes_of(first, V))
+            beyond_3 += tl.sum(ones_3, axis=1)
+        delta_squares += tl.sum(some_delta, axis=1).to(tl.float64)
+        base_squares += tl.sum(some_base, axis=1).to(tl.float64)
+        tuned_squares += tl.sum(some_tuned, axis=1).to(tl.float64)
+    flips = changed - moved
+    peak = tl.max(peaks, axis=1)
     delta_sum = tl.sum(delta_squares, axis=0)
     base_sum = tl.sum(base_squares, axis=0)
     tuned_sum = tl.sum(tuned_squares, axis=0)

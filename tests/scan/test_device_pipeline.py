@@ -227,6 +227,19 @@ def test_in_memory_and_from_files_the_integers_are_those_of_the_cpu(
     assert np.array(wanted).all(axis=0)[0]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_what_the_caller_still_writes_is_waited_for() -> None:
+    base = {"w.weight": torch.zeros(1 << 20, device="cuda")}
+    tuned = {"w.weight": torch.zeros(1 << 20, device="cuda")}
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        pair = open_pair(base, tuned)
+        torch.cuda._sleep(1_000_000_000)
+        tuned["w.weight"].add_(1)
+        assert scan(pair, [0], ()).integers[0, 0] == 1 << 20
+
+
 def comparing_at_most(most: int) -> Callable[[ScanUnit], Counters]:
     """A comparison on a GPU that has room for so many bytes of a pair in files."""
     work = Compare(kernels.choose_kernel(None), (PAPER,), None, None)

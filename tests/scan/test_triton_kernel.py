@@ -53,9 +53,26 @@ def test_without_triton_torch_compares_and_that_is_said(
     assert isinstance(kernels.device_mask_kernel("cuda:0"), TorchMaskKernel)
     (said,) = caplog.messages
     assert said.startswith(
-        "comparing on the GPU with torch, several times slower: triton cannot be imported ("
+        "comparing on the GPU with torch, several times slower: triton cannot be used ("
     )
-    assert said.endswith("; install the triton that belongs to torch (pip install triton)")
+    assert said.endswith(
+        "; install the triton that belongs to torch (pip install triton), and a C compiler"
+    )
+
+
+def test_triton_without_a_driver_is_none(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("triton", reason="triton cannot be imported")
+    if torch.cuda.is_available():
+        pytest.skip("there is a driver")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    kernels.has_triton.cache_clear()
+    assert not kernels.has_triton()
+    kernels.has_triton.cache_clear()
+    (said,) = caplog.messages
+    assert "triton cannot be used (" in said
+    assert "\n" not in said
 
 
 @pytest.mark.gpu

@@ -45,7 +45,9 @@ def spectra_of(matrices: Sequence[torch.Tensor], *, all_values: bool = False) ->
 
     stack = torch.stack(list(matrices))
     if max(stack.shape[1:]) <= spectra.SMALL:
-        return [Spectrum.of(values=each) for each in torch.linalg.svdvals(stack.double()).cpu()]
+        # A GPU takes them one after the other, and longer than the CPU for each.
+        values = torch.linalg.svdvals(stack.double().cpu())
+        return [Spectrum.of(values=each) for each in values]
     grams = _grams(stack if stack.shape[1] <= stack.shape[2] else stack.transpose(1, 2))
     del stack
     if all_values:

@@ -64,7 +64,7 @@ class Spectrum:
         if self.size == 0:
             self._values = torch.zeros(0, dtype=torch.float64)
         elif max(matrix.shape) <= SMALL:
-            self._values = torch.linalg.svdvals(matrix.double()).cpu()
+            self._values = torch.linalg.svdvals(matrix.double().cpu())
         else:
             self._gram = gram_of(matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T)
             if all_values:
