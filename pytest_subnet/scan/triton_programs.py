@@ -1,9 +1,9 @@
 """What runs on the GPU: one program a chunk of entries, each side read once.
 
 Entries are held by lanes and vectors: a lane is a thread, its vector is one load of 16 bytes, and
-sums over vectors stay inside of the thread. Where chunks lie is a table of addresses, so that one launch
-serves any number of tensors. Nothing is added up between programs: each writes what it found into its
-own column of `out`, so that the sums do not depend on who was quicker.
+sums over vectors stay inside of the thread. Where chunks lie is a table of addresses, so that one
+launch serves any number of tensors. Nothing is added up between programs: each writes what it found
+into its own column of `out`, so that the sums do not depend on who was quicker.
 
 `table` is int64: the limits (absolute and relative, four of each, the bits of float64), then rows
 of `chunks` numbers each: the address of base, of tuned, of the mask's bytes, and how many entries.
