@@ -76,11 +76,11 @@ def indexed(device: str) -> str:
     return f"cuda:{torch.cuda.current_device()}"
 
 
-def wait_for_caller() -> None:
-    """Wait until what the calling thread gave its GPU to do is done: workers do not wait for it."""
+def wait_for_caller(pair: ModelPair) -> None:
+    """Wait until what the calling thread gave the GPU to do is done: workers do not wait for it."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.current_stream().synchronize()
+        torch.cuda.current_stream(gpu_of(pair)).synchronize()
 
 
 def comparing(

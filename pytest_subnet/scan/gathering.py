@@ -147,7 +147,6 @@ def scan(pair: ModelPair, rows: Sequence[int], tolerances: Sequence[Tolerance]) 
     """
     if is_spread(pair):
         return scan_together(pair, rows, tolerances, scan)
-    wait_for_caller()
     gpu = gpu_of(pair)
     units = cut(pair, rows, IN_PLACE_BYTES if gpu else None)
     work: Work[ScanUnit, Counters]
@@ -193,6 +192,7 @@ def total(
 def engine_of(pair: ModelPair, paths: Callable[[UnitT], set[str]]) -> Engine:
     """Who does the work on `pair`; for workers elsewhere, with the files that each unit needs."""
     if pair.engine != "ray":
+        wait_for_caller(pair)
         return ThreadEngine()
     from pytest_subnet.scan.ray_engine import RayEngine
 

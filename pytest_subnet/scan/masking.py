@@ -28,7 +28,6 @@ from pytest_subnet.scan.device_pipeline import (
     is_gpu,
     lane_on,
     piece_bytes,
-    wait_for_caller,
 )
 from pytest_subnet.scan.engines import MadeThere
 from pytest_subnet.scan.found import STRATA, Found, StrataCounts, merged, rounded_to
@@ -111,7 +110,6 @@ def mark(
         pair.check_unchanged()
         pair.check_second_names()
         tolerances = [t for t in dict.fromkeys((*known.declared, tolerance)) if not t.same_bits]
-        wait_for_caller()
         is_brought = is_gpu(pair.device) and gpu_of(pair) is None
         units = cut(pair, rows, piece_bytes() if is_brought else None)
         work: Work[ScanUnit, Marks]

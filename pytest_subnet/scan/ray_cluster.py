@@ -26,6 +26,9 @@ _OBJECT_STORE_BYTES = 512 * 1024 * 1024
 
 _OTHERWISE = 'or take engine="threads" (--subnet-engine threads)'
 
+_SHARE = "put both checkpoints on a file system that the nodes share"
+_REPAIR = "have a node that answers, with the same pytest-subnet as here"
+
 _lock = threading.Lock()
 _connected: list[Any] = []
 """Ray itself, when it was connected here."""
@@ -224,8 +227,8 @@ class Survey(NamedTuple):
             raise CheckpointError(
                 "no node of the Ray cluster can read all that is compared: "
                 f"{'; '.join(complaints[:3])}"
-                f"{f' (and {len(complaints) - 3} more nodes)' if len(complaints) > 3 else ''}; put "
-                f"both checkpoints on a file system that the nodes share, {_OTHERWISE}"
+                f"{f' (and {len(complaints) - 3} more nodes)' if len(complaints) > 3 else ''}; "
+                f"{_SHARE if paths else _REPAIR}, {_OTHERWISE}"
             )
         return found
 

@@ -524,6 +524,17 @@ def test_no_file_of_a_pair_on_any_node_is_an_error_that_says_where() -> None:
     )
 
 
+def test_no_node_that_can_work_is_an_error_that_says_why() -> None:
+    survey = Survey({}, [("10.0.0.1", "has pytest-subnet 0.1, which is 0.2 here")])
+    with pytest.raises(CheckpointError) as caught:
+        survey.nodes_with([])
+    assert str(caught.value) == (
+        "no node of the Ray cluster can read all that is compared: 10.0.0.1: has pytest-subnet "
+        "0.1, which is 0.2 here; have a node that answers, with the same pytest-subnet as here, or "
+        'take engine="threads" (--subnet-engine threads)'
+    )
+
+
 def test_a_copy_is_told_from_another_file_of_that_name(tmp_path: Path) -> None:
     import os
     import shutil

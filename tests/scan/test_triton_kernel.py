@@ -37,17 +37,17 @@ def test_the_programs_give_the_integers_of_the_other_kernels() -> None:
 
 
 @pytest.fixture
-def no_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setitem(sys.modules, "triton", None)
+def asked_anew() -> Iterator[None]:
     kernels.has_triton.cache_clear()
     yield
     kernels.has_triton.cache_clear()
 
 
-@pytest.mark.usefixtures("no_triton")
+@pytest.mark.usefixtures("asked_anew")
 def test_without_triton_torch_compares_and_that_is_said(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert isinstance(kernels.choose_kernel("cuda:0"), TorchKernel)
     assert isinstance(kernels.device_mask_kernel("cuda:0"), TorchMaskKernel)
@@ -60,6 +60,7 @@ def test_without_triton_torch_compares_and_that_is_said(
     )
 
 
+@pytest.mark.usefixtures("asked_anew")
 def test_triton_without_a_driver_is_none(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -67,9 +68,7 @@ def test_triton_without_a_driver_is_none(
     if torch.cuda.is_available():
         pytest.skip("there is a driver")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    kernels.has_triton.cache_clear()
     assert not kernels.has_triton()
-    kernels.has_triton.cache_clear()
     (said,) = caplog.messages
     assert "triton cannot be used (" in said
     assert "\n" not in said
