@@ -14,6 +14,7 @@ from pytest_subnet.errors import CheckpointError, SelectionError
 from pytest_subnet.masks.algebra import from_words
 from pytest_subnet.masks.bits import pack
 from pytest_subnet.masks.update_mask import Origin, Strata, UpdateMask
+from pytest_subnet.products import full_float32
 from pytest_subnet.scan.found import STRATA, stratum_of
 from pytest_subnet.text import safe
 
@@ -258,6 +259,7 @@ def _values(words: NDArray[np.unsignedinteger], dtype: str) -> NDArray[np.floati
     return values.view(target)
 
 
+@full_float32()
 def _low_rank(
     matrix: NDArray[np.floating], rank: int, random: np.random.Generator
 ) -> NDArray[np.floating]:

@@ -1,6 +1,7 @@
 """`update_dynamics`: the three parts of an update, its steps, and the result."""
 
 import json
+import re
 import runpy
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from pytest_subnet.trajectories import open_trajectory
 DOCS = Path(__file__).parents[2] / "docs" / "findings"
 UP = "model.layers.0.mlp.up_proj.weight"
 NORM = "model.norm.weight"
+NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 def run_of(*columns, dtype=torch.float32):
@@ -284,8 +286,12 @@ def test_what_is_no_trajectory_is_an_error_that_says_what_to_pass():
 
 @pytest.mark.slow
 def test_the_picture_of_the_page_is_what_its_script_measures():
+    """But for what another processor's rounding moves while its runs are trained."""
     drawn = runpy.run_path(str(DOCS / "draw_dynamics.py"))["draw"]()
-    assert drawn == (DOCS / "dynamics.svg").read_text(encoding="utf-8")
+    on_page = (DOCS / "dynamics.svg").read_text(encoding="utf-8")
+    assert NUMBER.sub("#", drawn) == NUMBER.sub("#", on_page)
+    numbers = [[float(each) for each in NUMBER.findall(text)] for text in (drawn, on_page)]
+    assert numbers[0] == pytest.approx(numbers[1], abs=1)  # a pixel, of 210
 
 
 def test_the_picture_says_what_it_shows():

@@ -11,6 +11,7 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_subnet.findings.matrices.spectra import Spectrum
+from pytest_subnet.products import full_float32
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +42,7 @@ class Counted(NamedTuple):
     method: str
 
 
+@full_float32()
 def count_above(matrix: torch.Tensor, limit: float, *, expected: int) -> Counted:
     """How many singular values of `matrix` are greater than `limit`.
 
