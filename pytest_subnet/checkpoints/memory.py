@@ -70,7 +70,6 @@ class TensorsCheckpoint(Checkpoint):
             for name, tensor in self._tensors.items()
         }
         self.ties = _shared(self._tensors)
-        self._flat: tuple[Hashable, torch.Tensor] | None = None
 
     def names(self) -> Sequence[str]:
         """All tensor names, in the order of the mapping."""
@@ -83,9 +82,12 @@ class TensorsCheckpoint(Checkpoint):
         except KeyError:
             raise self.unknown(name) from None
 
-    def view(self, name: str) -> Buffer:
-        """All bytes where they are; a copy only where they do not lie in row order."""
-        flat = self._bytes(name)
+    def view(self, name: str) -> Buffer | None:
+        """All bytes where they are; None where they do not lie in row order."""
+        tensor = self.tensor(name).detach()
+        if not in_row_order(tensor):
+            return None
+        flat = _bytes(tensor)
         return flat.numpy() if flat.device.type == "cpu" else flat
 
     def read_into(self, name: str, start: int, buffer: memoryview) -> None:
@@ -95,7 +97,10 @@ class TensorsCheckpoint(Checkpoint):
         self.check_range(name, start, len(buffer))
         if not len(buffer):
             return
-        part = self._bytes(name)[start : start + len(buffer)]
+        tensor = self.tensor(name).detach()
+        if not in_row_order(tensor):
+            tensor, start = _rows_around(tensor, start, len(buffer))
+        part = _bytes(tensor)[start : start + len(buffer)]
         torch.frombuffer(buffer, dtype=torch.uint8).copy_(part)
 
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
@@ -117,20 +122,6 @@ class TensorsCheckpoint(Checkpoint):
                 "opened; open it again"
             )
         return tensor
-
-    def _bytes(self, name: str) -> torch.Tensor:
-        import torch
-
-        tensor = self.tensor(name).detach()
-        if not in_row_order(tensor):
-            # Pieces of one tensor are asked for one after the other: keep the copy of the last.
-            # Threads may ask for different ones: what is kept is only used if it is the right one.
-            key = (name, *_state(tensor))
-            kept = self._flat
-            if kept is None or kept[0] != key:
-                kept = self._flat = (key, tensor.resolve_conj().resolve_neg().contiguous())
-            tensor = kept[1]
-        return tensor.reshape(-1).view(torch.uint8)
 
 
 class ModuleCheckpoint(TensorsCheckpoint):
@@ -351,6 +342,30 @@ def _dtype(tensor: torch.Tensor) -> str:
 def in_row_order(tensor: torch.Tensor) -> bool:
     """Whether the bytes of `tensor` lie in memory one after the other, as they are to be read."""
     return tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """The bytes of a tensor in row order, where they are."""
+    import torch
+
+    # Not reshape: of a single entry that keeps any stride.
+    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
+
+
+def _rows_around(tensor: torch.Tensor, start: int, nbytes: int) -> tuple[torch.Tensor, int]:
+    """A copy in row order of what holds some bytes of `tensor`, and where in it they start.
+
+    It is not kept for the next piece: torch does not tell of every write to a tensor.
+    """
+    while tensor.ndim:
+        row = tensor[0].numel() * tensor.element_size()
+        first, last = start // row, -(-(start + nbytes) // row)
+        start -= first * row
+        if last - first > 1 or tensor.ndim == 1:
+            tensor = tensor[first:last]
+            break
+        tensor = tensor[first]
+    return tensor.resolve_conj().resolve_neg().contiguous(), start
 
 
 def _state(tensor: torch.Tensor) -> tuple[int, int]:

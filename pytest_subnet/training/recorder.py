@@ -270,7 +270,7 @@ class _Frozen(TensorsCheckpoint):
             self._checked.clear()
         return id(self)
 
-    def view(self, name: str) -> Buffer:
+    def view(self, name: str) -> Buffer | None:
         self._check_once(name)
         return super().view(name)
 
@@ -293,7 +293,6 @@ class _Frozen(TensorsCheckpoint):
 
     def _check(self, name: str) -> None:
         self.info(name)
-        self._flat = self._live._flat = None  # copies in row order, of what may have changed
         if self._live.fingerprint(name) != self._prints[name]:
             raise CheckpointError(
                 f"{safe(name)} of {safe(self.label)} has changed since the recorded block ended; "
