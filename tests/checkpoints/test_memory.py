@@ -238,7 +238,7 @@ def test_view_is_no_copy_where_it_need_not_be() -> None:
     assert bytes(view)[:4] == bytes(4)
 
 
-@pytest.mark.parametrize("shape", [(1,), (7,), (1, 9), (3, 5), (2, 1, 4), (3, 4, 5)])
+@pytest.mark.parametrize("shape", [(1,), (7,), (1, 9), (3, 5), (2, 1, 4), (2, 3, 2)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.complex64])
 def test_any_piece_of_what_is_not_in_row_order(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     numbers = torch.arange(2.0 * math.prod(shape)).to(dtype)
