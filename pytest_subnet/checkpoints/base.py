@@ -123,6 +123,13 @@ class Checkpoint(ABC):
         """All bytes of `name` where they are in memory, without a copy; None when they are not."""
         return None
 
+    def address(self, name: str) -> tuple[torch.device, int] | None:
+        """On which device the bytes of `name` lie in row order, and where; None when nowhere.
+
+        The same as the start of `view`, without making one.
+        """
+        return None
+
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
         """The tensor `name`, or some of its rows, as a torch tensor of its own.
 

@@ -83,12 +83,17 @@ class TensorsCheckpoint(Checkpoint):
             raise self.unknown(name) from None
 
     def view(self, name: str) -> Buffer | None:
-        """All bytes where they are; None where they do not lie in row order."""
+        """All bytes where they are; a copy, or None on the CPU, where they are not in row order."""
         tensor = self.tensor(name).detach()
-        if not in_row_order(tensor):
-            return None
-        flat = _bytes(tensor)
-        return flat.numpy() if flat.device.type == "cpu" else flat
+        if in_row_order(tensor):
+            flat = _bytes(tensor)
+            return flat.numpy() if flat.device.type == "cpu" else flat
+        return None if tensor.device.type == "cpu" else _bytes(_in_row_order(tensor))
+
+    def address(self, name: str) -> tuple[torch.device, int] | None:
+        """Of the tensor itself."""
+        tensor = self.tensor(name)
+        return (tensor.device, tensor.data_ptr()) if in_row_order(tensor) else None
 
     def read_into(self, name: str, start: int, buffer: memoryview) -> None:
         """Copy bytes, from a device if need be."""
@@ -365,7 +370,12 @@ def _rows_around(tensor: torch.Tensor, start: int, nbytes: int) -> tuple[torch.T
             tensor = tensor[first:last]
             break
         tensor = tensor[first]
-    return tensor.resolve_conj().resolve_neg().contiguous(), start
+    return _in_row_order(tensor), start
+
+
+def _in_row_order(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy, where `tensor` itself is not."""
+    return tensor.resolve_conj().resolve_neg().contiguous()
 
 
 def _state(tensor: torch.Tensor) -> tuple[int, int]:

@@ -149,18 +149,20 @@ class CompareOnGpu:
 
         if self.base is None or self.tuned is None:
             return False
-        sides = [
-            [self.base.view(segment.base_name) for segment in unit.segments],
-            [self.tuned.view(segment.tuned_name) for segment in unit.segments],
-        ]
         device = torch.device(self.device)
         addresses = np.zeros((2, len(unit.segments)), np.int64)
-        itemsize = DTYPES[unit.dtype].itemsize
-        for side, views in enumerate(sides):
-            for number, (view, segment) in enumerate(zip(views, unit.segments, strict=True)):
-                if not isinstance(view, torch.Tensor) or view.device != device:
+        held: list[torch.Tensor] = []
+        for number, segment in enumerate(unit.segments):
+            places = (
+                _place(self.base, segment.base_name, held),
+                _place(self.tuned, segment.tuned_name, held),
+            )
+            for side, place in enumerate(places):
+                if place is None or place[0] != device:
                     return False
-                addresses[side, number] = view.data_ptr() + segment.start * itemsize
+                addresses[side, number] = place[1]
+        itemsize = DTYPES[unit.dtype].itemsize
+        addresses += np.array([segment.start for segment in unit.segments]) * itemsize
         if (addresses % itemsize).any():
             return False
         counts = np.diff(bounds_of(unit))
@@ -168,6 +170,21 @@ class CompareOnGpu:
             counters
         )
         return True
+
+
+def _place(
+    checkpoint: Checkpoint, name: str, held: list[torch.Tensor]
+) -> tuple[torch.device, int] | None:
+    """Where the bytes of a tensor lie on a device; what had to be made for that is held."""
+    import torch
+
+    place = checkpoint.address(name)
+    if place is None:
+        view = checkpoint.view(name)
+        if isinstance(view, torch.Tensor):
+            held.append(view)
+            place = view.device, view.data_ptr()
+    return place
 
 
 def _in_pieces(

@@ -274,6 +274,10 @@ class _Frozen(TensorsCheckpoint):
         self._check_once(name)
         return super().view(name)
 
+    def address(self, name: str) -> tuple[torch.device, int] | None:
+        self._check_once(name)
+        return super().address(name)
+
     def read_into(self, name: str, start: int, buffer: memoryview) -> None:
         self._check_once(name)
         super().read_into(name, start, buffer)

@@ -214,16 +214,18 @@ def test_in_memory_and_from_files_the_integers_are_those_of_the_cpu(
         {key: both[number].cuda() for key, both in zip(shapes, sides, strict=True)}
         for number in range(2)
     ]
+    transposed = [{key: each.t().contiguous().t() for key, each in on_gpu[0].items()}, on_gpu[1]]
     pairs = [
         open_pair(*files, device="cpu"),
         open_pair(*files, device="cuda"),
         open_pair(*on_gpu),
         open_pair(*on_gpu, device="cuda:0"),
+        open_pair(*transposed),
     ]
     assert kernels.has_triton()
     assert gpu_of(pairs[2]) == "cuda:0"
     wanted, *got = (scan(pair, range(3), (PAPER,)).integers.tolist() for pair in pairs)
-    assert got == [wanted] * 3
+    assert got == [wanted] * 4
     assert np.array(wanted).all(axis=0)[0]
 
 

@@ -16,7 +16,7 @@ from pytest_subnet.checkpoints.dtypes import DTYPES
 from pytest_subnet.checkpoints.files import FileReader
 from pytest_subnet.scan import PAPER, SAME_BITS, Tolerance, bits_kernel, triton_kernel
 from pytest_subnet.scan.counters import Counters
-from pytest_subnet.scan.device_pipeline import Lane
+from pytest_subnet.scan.device_pipeline import CompareOnGpu, Lane
 from pytest_subnet.scan.found import Found
 from pytest_subnet.scan.numba_kernel import NumbaKernel
 from pytest_subnet.scan.torch_kernel import TorchMaskKernel
@@ -155,6 +155,32 @@ def test_other_dtypes(dtype: str) -> None:
     reference(base, tuned, dtype, bounds, wanted)
     assert got.integers.tolist() == wanted.integers.tolist()
     assert can_count(dtype) == (dtype not in ("float64", "complex64", "complex128"))
+
+
+def test_a_pair_in_memory_is_compared_where_it_lies() -> None:
+    from pytest_subnet import open_pair
+
+    base = torch.randn(40, 30, generator=torch.Generator().manual_seed(0)).half()
+    tuned = torch.where(torch.arange(40)[:, None] % 3 == 0, base, base * 2)
+    before = {"weight": base, "bias": base.ravel()[1:6]}  # at an odd address
+    after = {"weight": torch.nn.Parameter(tuned), "bias": tuned.ravel()[31:36]}
+    pair = open_pair(before, after)
+    (unit,) = cut(pair, range(2))
+    work = CompareOnGpu(NumbaKernel(), (PAPER,), pair.base, pair.tuned, "cpu")
+    got, wanted = Counters(2, (PAPER,)), Counters(2, (PAPER,))
+    assert work._compare_in_place(unit, got)
+    for row, name in enumerate(before):
+        sides = [side[name].detach().contiguous().numpy() for side in (before, after)]
+        part = Counters(1, (PAPER,))
+        bounds = np.array([0, sides[0].size])
+        NumbaKernel()(*(side.reshape(-1).view(np.uint8) for side in sides), "float16", bounds, part)
+        wanted.add(np.array([row]), part)
+    assert got.integers.tolist() == wanted.integers.tolist()
+
+    apart = open_pair(before, {"weight": tuned, "bias": torch.ones(10).half()[::2]})
+    (unit,) = cut(apart, range(2))
+    work = CompareOnGpu(NumbaKernel(), (PAPER,), apart.base, apart.tuned, "cpu")
+    assert not work._compare_in_place(unit, got)  # not in row order
 
 
 def test_pieces_from_files_give_the_counters_of_the_whole(tmp_path: Path) -> None:
