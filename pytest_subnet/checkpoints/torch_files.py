@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import pickle
 import re
-import warnings
 import zipfile
 from contextlib import contextmanager
 from mmap import ACCESS_READ, mmap
@@ -31,6 +30,7 @@ from pytest_subnet.checkpoints.stamped import StampedCheckpoint
 from pytest_subnet.checkpoints.wording import broken, short
 from pytest_subnet.checkpoints.zip_records import mapped_from, read_records, refuse_compressed
 from pytest_subnet.errors import CheckpointError
+from pytest_subnet.held import without_warnings
 from pytest_subnet.text import first_few, safe
 
 if TYPE_CHECKING:
@@ -208,8 +208,7 @@ def _map(path: Path) -> tuple[object, int | None]:
             mapped[storage.data_ptr()] = storage.nbytes()
         return storage
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of pickle protocols that it reads all the same
+    with without_warnings():  # of pickle protocols that it reads all the same
         loaded: object = torch.load(path, map_location=keep, weights_only=True, mmap=True)
     base = mapped_from(path, records, mapped)
     return loaded, base if records.native else None
@@ -218,8 +217,7 @@ def _map(path: Path) -> tuple[object, int | None]:
 def _read(path: Path) -> object:
     import torch
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # as above
+    with without_warnings():  # as above
         loaded: object = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     return loaded
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pytest_subnet.arithmetic import plain_arithmetic
 from pytest_subnet.checkpoints.dtypes import ARITHMETIC, DTYPES
 from pytest_subnet.checkpoints.opening import open_checkpoint
 from pytest_subnet.errors import CheckpointError, SelectionError
 from pytest_subnet.masks.algebra import from_words
 from pytest_subnet.masks.bits import pack
 from pytest_subnet.masks.update_mask import Origin, Strata, UpdateMask
-from pytest_subnet.products import full_float32
 from pytest_subnet.scan.found import STRATA, stratum_of
 from pytest_subnet.text import safe
 
@@ -259,7 +259,7 @@ def _values(words: NDArray[np.unsignedinteger], dtype: str) -> NDArray[np.floati
     return values.view(target)
 
 
-@full_float32()
+@plain_arithmetic()
 def _low_rank(
     matrix: NDArray[np.floating], rank: int, random: np.random.Generator
 ) -> NDArray[np.floating]:

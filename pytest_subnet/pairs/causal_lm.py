@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_subnet.errors import CheckpointError, SubnetError
+from pytest_subnet.held import without_warnings
 from pytest_subnet.text import first_few, safe, size
 
 if TYPE_CHECKING:
@@ -211,8 +211,7 @@ def load_tokenizer(directory: Path, *, label: str) -> PreTrainedTokenizerBase:
 @contextmanager
 def _in_our_words(what: str) -> Iterator[None]:
     """Turn whatever a library raises into one error, and keep its warnings from failing a test."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with without_warnings():
         try:
             yield
         except SubnetError:

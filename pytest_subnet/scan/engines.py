@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import queue
-import sys
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
+
+from pytest_subnet.arithmetic import count_subnormals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
@@ -25,16 +25,6 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _count_subnormals() -> None:
-    """Have this thread compute as IEEE 754 says.
-
-    A thread inherits from the one that starts it whether subnormals are taken for zero, which
-    `torch.set_flush_denormal(True)` asks for.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).fesetenv(ctypes.c_void_p(-1))  # FE_DFL_ENV
 
 
 class ThreadEngine:
@@ -56,7 +46,7 @@ class ThreadEngine:
         positions = iter(range(len(units)))  # next() on it is atomic
 
         def run() -> None:
-            _count_subnormals()
+            count_subnormals()
             try:
                 with work.open() as compute:
                     for position in positions:

@@ -93,11 +93,12 @@ class Recording(AbstractContextManager[RecordedUpdate]):
     ) -> None:
         """Nothing is copied before the block is entered."""
         self._arguments = model, keep_on, tolerances
+        self._blocks: list[AbstractContextManager[RecordedUpdate]] = []
 
     def __enter__(self) -> RecordedUpdate:
         """Copy the weights before; every block that is entered is an update of its own."""
-        self._block = _recorded(*self._arguments)
-        return self._block.__enter__()
+        self._blocks.append(_recorded(*self._arguments))
+        return self._blocks[-1].__enter__()
 
     def __exit__(
         self,
@@ -106,7 +107,7 @@ class Recording(AbstractContextManager[RecordedUpdate]):
         traceback: TracebackType | None,
     ) -> bool | None:
         """Compare them with the weights after."""
-        return self._block.__exit__(kind, error, traceback)
+        return self._blocks.pop().__exit__(kind, error, traceback)
 
     def __getattr__(self, name: str) -> object:
         """Only reached for what an update has and this has not."""

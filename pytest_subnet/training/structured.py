@@ -147,7 +147,8 @@ def fit_displacement(matrix: torch.Tensor, rank: int) -> ToeplitzLikeLinear:
         raise ValueError(f"rank={rank!r} is not an integer from 1 to {size - 1}")
     wide = torch.promote_types(matrix.dtype, torch.float32)
     target = matrix.detach().to(wide)
-    layer = ToeplitzLikeLinear(matrix.shape[1], matrix.shape[0], rank=rank, bias=False)
+    with torch.random.fork_rng(devices=[]):  # what a new layer draws is not kept
+        layer = ToeplitzLikeLinear(matrix.shape[1], matrix.shape[0], rank=rank, bias=False)
     layer.to(dtype=wide, device=matrix.device)
     _start(layer, target)
     _improve(layer, target)

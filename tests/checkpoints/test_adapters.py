@@ -23,7 +23,14 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from pytest_subnet import CheckpointError, open_checkpoint, open_pair, update_rank, update_sparsity
+from pytest_subnet import (
+    CheckpointError,
+    open_checkpoint,
+    open_pair,
+    update_movement,
+    update_rank,
+    update_sparsity,
+)
 from pytest_subnet.checkpoints.adapters import merging
 from pytest_subnet.checkpoints.adapters.opening import is_adapter, open_adapter
 
@@ -445,6 +452,20 @@ def test_a_module_is_a_base_and_is_read_as_it_is_now(tmp_path: Path, same_bits: 
     with torch.no_grad():
         model.model.layers[0].self_attn.q_proj.weight.zero_()
     assert not same_bits(checkpoint.read(f"{Q}.weight"), expected[f"{Q}.weight"])
+
+
+@pytest.mark.parametrize("of_its_own", [True, False])
+def test_a_scan_merges_into_the_base_as_it_is_now(tmp_path: Path, of_its_own: bool) -> None:
+    """Also where torch counts no write: through `.data`, and to a tensor made for inference."""
+    train(tmp_path, llama(torch.float32), target_modules=["q_proj"])
+    with torch.inference_mode(mode=not of_its_own):
+        model: Any = llama(torch.float32)
+        pair = open_pair(model, open_adapter(tmp_path / "adapter", model))
+        update_sparsity(pair)
+        weight = model.model.layers[0].self_attn.q_proj.weight
+        (weight.data if of_its_own else weight).mul_(5)
+        fresh = open_pair(model, open_adapter(tmp_path / "adapter", model))
+        assert update_movement(pair).max_change == update_movement(fresh).max_change < 1
 
 
 @pytest.mark.parametrize("reading", ["merged", "algebraic"])

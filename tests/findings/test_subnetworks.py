@@ -69,6 +69,23 @@ def same(model, kept):
     return now.keys() == kept.keys() and all(torch.equal(now[each], kept[each]) for each in kept)
 
 
+@pytest.mark.parametrize("measure", [subnetwork_sufficiency, subnetwork_necessity])
+def test_in_a_callers_autocast_each_score_is_of_its_own_weights(measure):
+    """Autocast keeps what it cast; without that, the numbers are those of a fresh block a call."""
+
+    def evaluate(model):
+        with torch.no_grad():
+            return model(INPUTS).double().abs().mean()
+
+    base, tuned = Blocks(0), Blocks(1)
+    found = []
+    for kept in (True, False):
+        with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=kept):
+            found.append(measure((base, tuned), block_mask(0), evaluate, controls=4))
+    assert found[0] == found[1]
+    assert found[0].full != found[0].complement
+
+
 @pytest.mark.parametrize("fill", ["zero", "base"])
 def test_a_block_alone_gives_its_outputs_exactly(fill):
     base, tuned = Blocks(0), Blocks(1)

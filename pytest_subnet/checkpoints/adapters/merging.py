@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
+from pytest_subnet.arithmetic import plain_arithmetic
 from pytest_subnet.checkpoints.base import Checkpoint
-from pytest_subnet.products import full_float32
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,7 @@ _BLOCK = 4 * 1024 * 1024
 """Entries added at once: torch makes a copy of what it adds to another dtype."""
 
 
-@full_float32()
+@plain_arithmetic()
 def merge(
     update: LowRank, adapter: Checkpoint, base: Checkpoint, lora: LoraConfig, dtype: torch.dtype
 ) -> torch.Tensor:

@@ -205,7 +205,14 @@ class AdapterCheckpoint(Checkpoint):
             buffer[:] = self._made(name)[start : start + len(buffer)].data
 
     def identity(self) -> Hashable:
-        """That of the base, of the adapter's two files, the reading, and the peft that merges."""
+        """That of the base, of the adapter's two files, the reading, and the peft that merges.
+
+        Every scan asks for it first: what was made of a live base is made again, since torch does
+        not tell of every write to that.
+        """
+        if self.is_live:
+            with self._lock:
+                self._kept.clear()
         config = stamp(self._config_stamp.path)
         return self._base.identity(), config, self._adapter.identity(), self._reading, self._peft
 

@@ -11,7 +11,6 @@ import math
 import pickle
 import re
 import sys
-import warnings
 import zipfile
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
@@ -19,6 +18,7 @@ from pytest_subnet.checkpoints.dcp.boxes import strides_of
 from pytest_subnet.checkpoints.dtypes import DTYPES
 from pytest_subnet.checkpoints.wording import broken, short
 from pytest_subnet.errors import CheckpointError
+from pytest_subnet.held import without_warnings
 from pytest_subnet.text import safe, spell_tensor
 
 if TYPE_CHECKING:
@@ -222,8 +222,7 @@ def load(reader: FileReader, path: str, chunk: Chunk, dtype: str, name: str) -> 
 
     place = _spell(path, chunk)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle protocols that it reads all the same
+        with without_warnings():  # of pickle protocols that it reads all the same
             file = io.BufferedReader(_Slice(reader, path, chunk))
             loaded: object = torch.load(file, map_location="cpu", weights_only=True)
     except CheckpointError:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_subnet.checkpoints.wording import broken, short
 from pytest_subnet.errors import CheckpointError
+from pytest_subnet.held import without_warnings
 from pytest_subnet.text import plural, safe, spell_tensor
 
 if TYPE_CHECKING:
@@ -146,8 +146,7 @@ def _quiet() -> Iterator[None]:
         return False
 
     with ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")  # of pickle protocols that it reads all the same
+        stack.enter_context(without_warnings())  # of pickle protocols that it reads all the same
         logger.addFilter(refuse)
         stack.callback(logger.removeFilter, refuse)
         yield

@@ -249,6 +249,8 @@ def asked(*models: Model) -> Iterator[None]:
     try:
         for model in models:
             model.module.eval()
+        # In a caller's autocast: casts of what the weights were the last time.
+        torch.clear_autocast_cache()
         with torch.no_grad():
             yield
     finally:

@@ -125,11 +125,11 @@ def _ids(prompt: object, tokenizer: PreTrainedTokenizerBase | None, called: str)
             )
         prompt = tokenizer(prompt)["input_ids"]
     try:
-        ids = torch.as_tensor(prompt).detach().cpu()
+        ids = torch.as_tensor(prompt, device="cpu").detach()
     except (TypeError, ValueError, RuntimeError, OverflowError):
-        ids = torch.empty(0, 0, 0)
+        ids = torch.empty(0, 0, 0, device="cpu")
     if ids.dim() == 1 and len(ids) == 0:
-        return torch.empty(0, dtype=torch.int64)
+        return torch.empty(0, dtype=torch.int64, device="cpu")
     if ids.dim() != 1 or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise TypeError(f"{called} is neither a text nor a row of token ids{_mend(source)}")
     return ids.long()
@@ -191,7 +191,7 @@ def batches(prompts: Sequence[Prompt], *, padded: bool = True, new: int = 0) -> 
 def _batch(prompts: Sequence[Prompt], longest: int) -> Batch:
     import torch
 
-    ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
+    ids = torch.zeros(len(prompts), longest, dtype=torch.int64, device="cpu")
     attention = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
         ids[row, : len(prompt.ids)] = prompt.ids

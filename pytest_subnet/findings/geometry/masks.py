@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pytest_subnet.arithmetic import plain_arithmetic
 from pytest_subnet.findings.matrices.spectra import scaled
 from pytest_subnet.findings.matrices.subspaces import leading
-from pytest_subnet.products import full_float32
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,7 +36,7 @@ def row_blocks(shape: tuple[int, int]) -> Iterator[slice]:
         yield slice(start, min(start + step, rows))
 
 
-@full_float32()
+@plain_arithmetic()
 def principal_bits(matrix: torch.Tensor, fraction: float, rank: int) -> NDArray[np.uint8]:
     """The entries that carry most of a matrix's leading singular directions.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 
+from pytest_subnet.arithmetic import plain_arithmetic
 from pytest_subnet.findings.matrices.batched import nbytes_of
 from pytest_subnet.findings.matrices.updates import Matrix
 from pytest_subnet.pairs.model_pair import ModelPair
@@ -120,6 +121,7 @@ class _Measuring(Generic[RowT]):
         """As `Work.open`."""
         yield self._measure
 
+    @plain_arithmetic()
     def _measure(self, batch: Batch) -> Sequence[RowT]:
         import torch
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
+from pytest_subnet.arithmetic import plain_arithmetic
 from pytest_subnet.findings.matrices.spectra import Spectrum
-from pytest_subnet.products import full_float32
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +42,7 @@ class Counted(NamedTuple):
     method: str
 
 
-@full_float32()
+@plain_arithmetic()
 def count_above(matrix: torch.Tensor, limit: float, *, expected: int) -> Counted:
     """How many singular values of `matrix` are greater than `limit`.
 

@@ -6,9 +6,9 @@ import math
 from itertools import chain
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
+from pytest_subnet.arithmetic import plain_arithmetic
 from pytest_subnet.findings.matrices.spectra import frobenius_norm
 from pytest_subnet.findings.matrices.subspaces import leading, principal_angles_deg
-from pytest_subnet.products import full_float32
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -104,7 +104,7 @@ def _moved(
     return noise
 
 
-@full_float32()
+@plain_arithmetic()
 def _mean_angle(matrix: torch.Tensor, known: Subspace, sides: tuple[str, ...]) -> float:
     """The mean angle between the leading directions of `matrix` and the known ones.
 

@@ -164,11 +164,15 @@ class FilledModel:
             stays, goes = (kept.values, kept.filler) if outside else (kept.filler, kept.values)
             with torch.no_grad():
                 torch.where(inside, stays, goes, out=words)
+        torch.clear_autocast_cache()  # casts of other weights
 
     def fill_all(self) -> None:
         """Fill every entry that the mask covers."""
+        import torch
+
         for own, kept in self._kept.items():
             _words(own, self._view.read(own)).copy_(kept.filler)
+        torch.clear_autocast_cache()
 
     def put_back(self) -> list[str]:
         """Write back what was there, and check every bit; raise `SubnetError` where one is not.
@@ -196,6 +200,7 @@ class FilledModel:
                     written.append(name)
             except CheckpointError:
                 lost.append(name)
+        torch.clear_autocast_cache()
         if lost:
             raise SubnetError(
                 f"{plural(len(lost), 'tensor')} of {safe(self.tuned.label)} could not be put back, "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from threading import Barrier
 from typing import TYPE_CHECKING
 
@@ -17,9 +19,12 @@ from pytest_subnet import (
     open_pair,
     principal_mask,
     singular_rotation,
+    singular_shift,
+    update_geometry,
+    update_rank,
 )
+from pytest_subnet.arithmetic import _by_backend, _by_process, plain_arithmetic
 from pytest_subnet.findings.geometry.masks import principal_bits
-from pytest_subnet.products import _by_backend, _by_process, full_float32
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,7 +40,7 @@ def as_before() -> Iterator[None]:
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), device="cpu")
 
 
 def precisions() -> list[str]:
@@ -48,7 +53,7 @@ def test_within_products_are_those_of_a_fresh_process_and_after_it_all_is_as_bef
     torch.set_float32_matmul_precision("medium")
     asked = precisions()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        with full_float32():
+        with plain_arithmetic():
             assert precisions() == ["ieee", "ieee"]
             assert torch.equal(one @ other, wanted)
         assert (one @ other).dtype == torch.bfloat16
@@ -58,14 +63,14 @@ def test_within_products_are_those_of_a_fresh_process_and_after_it_all_is_as_bef
 
 def test_what_is_full_already_is_left_alone() -> None:
     torch.backends.mkldnn.matmul.fp32_precision = "none"  # as in a fresh process
-    with full_float32():
+    with plain_arithmetic():
         assert torch.backends.mkldnn.matmul.fp32_precision == "none"
 
 
 def test_it_ends_with_an_error() -> None:
     torch.set_float32_matmul_precision("high")
     asked = precisions()
-    with pytest.raises(ZeroDivisionError), full_float32():
+    with pytest.raises(ZeroDivisionError), plain_arithmetic():
         _ = 1 / 0
     assert precisions() == asked
 
@@ -76,12 +81,12 @@ def test_the_last_thread_out_takes_it_back() -> None:
     both_within, one_left = Barrier(2, timeout=60), Barrier(2, timeout=60)
 
     def leave_first() -> None:
-        with full_float32():
+        with plain_arithmetic():
             both_within.wait()
         one_left.wait()
 
     def leave_last() -> list[str]:
-        with full_float32():
+        with plain_arithmetic():
             both_within.wait()
             one_left.wait()
             return precisions()
@@ -106,10 +111,37 @@ def test_both_ways_of_asking_torch(make_full: Callable[[], Callable[[], None]], 
     assert torch.get_float32_matmul_precision() == asked
 
 
+def test_what_is_inherited_stays_so() -> None:
+    for each in BACKENDS:
+        each.fp32_precision = "none"
+    torch.backends.fp32_precision = "tf32"
+    try:
+        with plain_arithmetic():
+            assert precisions() == ["ieee", "ieee"]
+        assert precisions() == ["tf32", "tf32"]
+        torch.backends.fp32_precision = "ieee"
+        assert precisions() == ["ieee", "ieee"]
+    finally:
+        torch.backends.fp32_precision = "none"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the C library's own names")
+def test_subnormals_are_no_zeros_within_and_after_it_all_is_as_before() -> None:
+    smallest = torch.tensor(1e-40)
+    torch.set_flush_denormal(True)
+    try:
+        flushed = float(smallest * 1)
+        with plain_arithmetic():
+            assert float(smallest * 1) == pytest.approx(1e-40, rel=1e-4)
+        assert float(smallest * 1) == flushed == 0
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def rank_of_structure(root: Path) -> object:
     """Of a Toeplitz matrix, by a random sketch."""
-    diagonals = random(799)
-    rows, columns = torch.arange(400)[:, None], torch.arange(400)
+    diagonals, places = random(799), torch.arange(400, device="cpu")
+    rows, columns = places[:, None], places
     return displacement_rank(diagonals[rows - columns + 399])
 
 
@@ -146,9 +178,30 @@ def pair_of(base: torch.Tensor, tuned: torch.Tensor) -> object:
     return open_pair({"w": base}, {"w": tuned})
 
 
-@pytest.mark.parametrize(
+def spectra(root: Path) -> object:
+    base = random(40, 60)
+    pair = pair_of(base, base + 0.05 * random(40, 60, seed=1))
+    return singular_shift(pair), update_rank(pair), update_geometry(pair, rank=8, null="matrix")
+
+
+def spectra_of_subnormals(root: Path) -> object:
+    """Of small whole numbers, whose bits are so many times the smallest float32 of all."""
+    drawn = torch.Generator().manual_seed(0)
+
+    def whole(*shape: int, below: int) -> torch.Tensor:
+        return torch.randint(1, below, shape, generator=drawn, dtype=torch.int32, device="cpu")
+
+    base = whole(30, 40, below=1 << 18)
+    tuned = base + whole(30, 1, below=50) * whole(1, 40, below=50)
+    pair = pair_of(base.view(torch.float32), tuned.view(torch.float32))
+    return update_rank(pair), singular_rotation(pair, k=2, null=None)
+
+
+MEASURES = pytest.mark.parametrize(
     "measure",
     [
+        spectra,
+        spectra_of_subnormals,
         rank_of_structure,
         rotation_and_its_null,
         principal_entries_of_a_matrix,
@@ -156,6 +209,9 @@ def pair_of(base: torch.Tensor, tuned: torch.Tensor) -> object:
         merged_adapter,
     ],
 )
+
+
+@MEASURES
 def test_numbers_are_those_of_full_precision(
     measure: Callable[[Path], object], tmp_path: Path
 ) -> None:
@@ -166,3 +222,21 @@ def test_numbers_are_those_of_full_precision(
     torch.set_float32_matmul_precision("medium")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert measure(tmp_path / "low") == wanted
+
+
+@MEASURES
+@pytest.mark.parametrize("asked", ["device", "subnormals"])
+def test_numbers_are_those_of_a_fresh_process(
+    measure: Callable[[Path], object], asked: str, tmp_path: Path
+) -> None:
+    (tmp_path / "fresh").mkdir()
+    (tmp_path / "other").mkdir()
+    wanted = measure(tmp_path / "fresh")
+    with ExitStack() as undo:
+        if asked == "device":
+            torch.set_default_device("meta")
+            undo.callback(torch.set_default_device, None)
+        else:
+            torch.set_flush_denormal(True)
+            undo.callback(torch.set_flush_denormal, False)
+        assert measure(tmp_path / "other") == wanted
