@@ -151,7 +151,7 @@ def read_settings(config: pytest.Config) -> Settings:
     tolerances = tuple(listed) if isinstance(listed, list) else ()
     for text in tolerances:
         try:
-            _split_tolerance(text)
+            _split_tolerance(str(text))  # in TOML it may be a number
         except ValueError as error:
             raise pytest.UsageError(f"{_inifile(config)}: subnet_tolerances: {error}") from None
     return Settings(
@@ -194,7 +194,7 @@ def _read_ini(config: pytest.Config, name: str) -> str | bool | list[str]:
     # pytest checks the type of a value when it is read, and names the key not in every case.
     try:
         value: str | bool | list[str] = config.getini(f"subnet_{name}")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, pytest.UsageError) as error:
         raise pytest.UsageError(f"{_inifile(config)}: subnet_{name}: {error}") from None
     return value
 
@@ -249,5 +249,5 @@ def _split_tolerance(text: str) -> dict[str, float]:
     except ValueError:
         value = -1.0
     if match is None or not 0 <= value < float("inf"):
-        raise ValueError(f"{safe(text)!r} is not atol=NUMBER or rtol=NUMBER")
+        raise ValueError(f"{safe(text)!r} is not atol=NUMBER or rtol=NUMBER, one a line")
     return {match["kind"]: value}

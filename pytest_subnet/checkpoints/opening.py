@@ -15,7 +15,7 @@ from pytest_subnet.checkpoints.json_files import read_json
 from pytest_subnet.checkpoints.remote.urls import is_url
 from pytest_subnet.checkpoints.safetensors import SafetensorsCheckpoint
 from pytest_subnet.checkpoints.sharded import series
-from pytest_subnet.checkpoints.wording import short
+from pytest_subnet.checkpoints.wording import looked_in, short
 from pytest_subnet.errors import CheckpointError
 from pytest_subnet.text import first_few, plural, safe
 
@@ -103,8 +103,7 @@ def _open_path(source: str) -> Checkpoint:
     named = hub.parse_hub_id(source)
     if named is None:
         raise CheckpointError(
-            f"no checkpoint at {short(source)}: there is no such path "
-            f"(looked in {safe(Path.cwd())})"
+            f"no checkpoint at {short(source)}: there is no such path{looked_in(source)}"
         )
     return _open_directory(hub.download(*named), source)
 

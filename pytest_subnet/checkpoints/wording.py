@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn
+import os
+from pathlib import Path
+from typing import NoReturn
 
 from pytest_subnet.errors import CheckpointError
 from pytest_subnet.text import safe
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 _LONGEST = 200
 
@@ -28,3 +27,14 @@ def broken(path: Path | str, what: str) -> NoReturn:
     raise CheckpointError(
         f"{safe(path)} is truncated or corrupt: {what}; save or download it again"
     )
+
+
+def looked_in(path: str) -> str:
+    """Where a relative path was looked for; nothing of one that says so itself.
+
+    >>> looked_in("/runs/step-400")
+    ''
+    """
+    if os.path.isabs(os.path.expanduser(path)):  # noqa: PTH111, PTH117 - pathlib's may raise
+        return ""
+    return f" (looked in {safe(Path.cwd())})"

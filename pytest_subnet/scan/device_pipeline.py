@@ -73,7 +73,8 @@ def indexed(device: str) -> str:
         return device
     import torch
 
-    return f"cuda:{torch.cuda.current_device()}"
+    # Without one, whoever chooses a kernel for it says so.
+    return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else device
 
 
 def wait_for_caller(pair: ModelPair) -> None:

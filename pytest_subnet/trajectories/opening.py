@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from pytest_subnet.checkpoints.files import exists, names_in
 from pytest_subnet.checkpoints.opening import open_checkpoint
+from pytest_subnet.checkpoints.wording import looked_in
 from pytest_subnet.errors import CheckpointError, PairMismatchError
 from pytest_subnet.pairs.opening import open_pair
 from pytest_subnet.pairs.sameness import refuse_same
@@ -103,8 +104,7 @@ def _in_order(directory: str, pattern: str) -> list[str]:
     path = Path(directory).expanduser()
     if not directory or not exists(path):
         raise CheckpointError(
-            f"no run at '{safe(directory)}': there is no such directory "
-            f"(looked in {safe(Path.cwd())})"
+            f"no run at '{safe(directory)}': there is no such directory{looked_in(directory)}"
         )
     if not path.is_dir():
         raise CheckpointError(

@@ -267,6 +267,14 @@ def test_the_logits_of_one_batch_are_gone_before_the_next_is_asked():
     assert len(alive) == 10
 
 
+def test_in_a_callers_autocast_weights_are_as_they_are_now() -> None:
+    base, tuned = build("llama", seed=0), build("llama", seed=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        behaviour_shift((base, tuned), PROMPTS)
+        tuned.load_state_dict(base.state_dict())
+        assert behaviour_shift((base, tuned), PROMPTS).kl == 0
+
+
 def test_models_come_back_as_they_were():
     base, tuned = build("gpt2", seed=0).train(), build("gpt2", seed=1).train()
     base.transformer.h[0].eval()  # a part that someone keeps from training

@@ -181,8 +181,8 @@ def test_what_is_missing_is_named(base, save):
         "  only base  model.embed_tokens.weight\n"
         '  to mend    say with rename={"name in tuned": "name in base"} where names differ; leave '
         "tensors out with exclude=\n"
-        "             (rename=, vocab= and as_dtype= go to open_pair or the model_pair marker,\n"
-        "             as_dtype= also to open_trajectory)\n"
+        "             (rename=, vocab= and as_dtype= go to open_pair, the model_pair marker,\n"
+        "             or the top of a policy; as_dtype= also to open_trajectory)\n"
         "  where      base is the trainer, tuned the rollout"
     )
 

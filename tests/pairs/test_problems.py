@@ -180,8 +180,8 @@ def test_the_whole_message() -> None:
         "  reshaped   model.embed_tokens.weight  f32[64,4] -> f32[70,4], 6 rows added\n"
         '  to mend    say with rename={"name in tuned": "name in base"} where names differ; '
         'allow with vocab="common"; leave tensors out with exclude=\n'
-        "             (rename=, vocab= and as_dtype= go to open_pair or the model_pair marker,\n"
-        "             as_dtype= also to open_trajectory)"
+        "             (rename=, vocab= and as_dtype= go to open_pair, the model_pair marker,\n"
+        "             or the top of a policy; as_dtype= also to open_trajectory)"
     )
     assert [problem.name for problem in caught.value.problems] == ["b", EMBED]
 

@@ -62,9 +62,8 @@ def test_what_is_no_tolerance_is_a_usage_error(project, value):
     result = project.runpytest()
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(
-        [f"ERROR: *.ini: subnet_tolerances: '{value}' is not atol=NUMBER or rtol=NUMBER"]
-    )
+    said = f"'{value}' is not atol=NUMBER or rtol=NUMBER, one a line"
+    result.stderr.fnmatch_lines([f"ERROR: *.ini: subnet_tolerances: {said}"])
 
 
 def test_without_an_ini_file_the_command_line_is_named(project):
@@ -72,5 +71,14 @@ def test_without_an_ini_file_the_command_line_is_named(project):
 
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(
-        ["ERROR: -o: subnet_tolerances: '1e-6' is not atol=NUMBER or rtol=NUMBER"]
+        ["ERROR: -o: subnet_tolerances: '1e-6' is not atol=NUMBER or rtol=NUMBER, one a line"]
     )
+
+
+def test_a_number_of_toml_is_no_tolerance(project):
+    project.makepyprojecttoml("[tool.pytest.ini_options]\nsubnet_tolerances = [1e-6]\n")
+
+    result = project.runpytest()
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: *subnet_tolerances*"])

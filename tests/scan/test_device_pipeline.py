@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pytest_subnet import SubnetError, open_pair
+from pytest_subnet import SubnetError, open_pair, update_mask, update_sparsity
 from pytest_subnet.checkpoints.base import Extent
 from pytest_subnet.checkpoints.files import FileReader
 from pytest_subnet.scan import PAPER, SAME_BITS, device_pipeline, kernels, masking
@@ -172,6 +172,16 @@ def test_what_is_cast_or_not_in_files_goes_the_other_way(monkeypatch: pytest.Mon
         work = CompareAndMark(TorchMaskKernel("cpu"), (), SAME_BITS, pair.base, pair.tuned, "cpu")
         with work.open() as compare:
             assert compare(unit).counters.integers[0, 0] == 70
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_a_device_that_is_not_there_is_our_own_error(device: str) -> None:
+    """Not torch's AssertionError, which is what a claim that does not hold raises."""
+    pair = open_pair({"w": torch.zeros(3)}, {"w": torch.ones(3)}, device=device)
+    for measure in (update_sparsity, update_mask):
+        with pytest.raises(SubnetError, match=f"^there is no device {device} to compare on: torch"):
+            measure(pair)
 
 
 @pytest.mark.gpu

@@ -28,6 +28,18 @@ def test_what_a_step_did_is_counted(model, step):
     assert update.label == "Sequential before -> Sequential after"
 
 
+def test_one_recording_entered_twice_at_once_is_two_updates(model, step):
+    recording = record_update(model)
+
+    with recording as outer:
+        step(model)
+        with recording as inner:
+            pass
+
+    assert update_sparsity(outer).updated == 32
+    assert update_sparsity(inner).updated == 0
+
+
 def test_frozen_parts_are_told_from_trained_ones(model, step):
     model[0].requires_grad_(False)
 

@@ -153,3 +153,9 @@ def test_what_cannot_be_fitted(matrix: torch.Tensor, rank: int, text: str) -> No
 
 def test_a_matrix_of_zeros_is_fitted_by_zeros() -> None:
     assert not fit_displacement(torch.zeros(6, 6), 1).weight.any()
+
+
+def test_fitting_draws_nothing_from_the_callers_generator() -> None:
+    before = torch.get_rng_state()
+    fit_displacement(torch.ones(6, 6), 2)
+    assert torch.equal(torch.get_rng_state(), before)

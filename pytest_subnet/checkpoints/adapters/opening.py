@@ -18,7 +18,7 @@ from pytest_subnet.checkpoints.files import check_stamp, exists, names_in, stamp
 from pytest_subnet.checkpoints.folders import is_state
 from pytest_subnet.checkpoints.opening import open_checkpoint
 from pytest_subnet.checkpoints.safetensors import SafetensorsCheckpoint
-from pytest_subnet.checkpoints.wording import short
+from pytest_subnet.checkpoints.wording import looked_in, short
 from pytest_subnet.errors import CheckpointError
 from pytest_subnet.text import first_few, safe
 
@@ -112,8 +112,7 @@ def open_adapter(
     directory = _directory(path)
     if not exists(directory) or not directory.is_dir():
         raise CheckpointError(
-            f"no adapter at {short(path)}: there is no such directory (looked in "
-            f"{safe(Path.cwd())})"
+            f"no adapter at {short(path)}: there is no such directory{looked_in(os.fspath(path))}"
         )
     if CONFIG not in (present := names_in(directory)):
         raise CheckpointError(
