@@ -145,7 +145,7 @@ def test_the_numbers_are_recorded(project, run):
 @pytest.mark.parametrize(
     ("source", "says"),
     [
-        ('"./nowhere"', "no run at '*/nowhere': there is no such directory *"),
+        ('"./nowhere"', "no run at '*/nowhere': there is no such directory"),
         ('""', "no run at '': there is no such directory *"),
         ('"base"', "pattern='checkpoint-[*]' matches 0 entries of */base *"),
         ('["base", "gone"]', "checkpoint 2 of 2 cannot be opened: no checkpoint at */gone: *"),
