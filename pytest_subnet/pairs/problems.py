@@ -77,10 +77,7 @@ def describe(
         rows.append(("to mend", "; ".join(told)))
     if any("=" in remedy for remedy in told if remedy is not _LEAVE_OUT):
         rows += [
-            (
-                "",
-                "(rename=, vocab= and as_dtype= go to open_pair, the model_pair marker,",
-            ),
+            ("", "(rename=, vocab= and as_dtype= go to open_pair, the model_pair marker,"),
             ("", "or the top of a policy; as_dtype= also to open_trajectory)"),
         ]
     return facts(f"tensors do not pair: {summary} (of {plural(total, 'tensor')})", rows)

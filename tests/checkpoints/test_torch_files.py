@@ -123,6 +123,7 @@ def test_extents_are_where_the_bytes_lie(tmp_path: Path, every_dtype: Tensors) -
         assert checkpoint.view(name) is None
     for name in set(oddly_laid_out()) - {"middle"}:
         assert checkpoint.extents(name, 0, 4) is None
+        assert checkpoint.view(name) is None
 
 
 def test_files_before_torch_1_6_are_in_memory(tmp_path: Path) -> None:
